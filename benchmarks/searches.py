@@ -13,7 +13,7 @@ from hyperopt_tuning import TrialPruned, TrialTask, data_for, evaluate
 from toolkit.tuning.pruning import Incumbent, prune_after_epoch, prune_after_fold
 from toolkit.tuning.search import FoldDone
 from toolkit.tuning.space import FULL, Choice, Integers, LogUniform, Space, active, expression, flatten
-from toolkit.tuning.study import Proposal, Study, default_startup_trials
+from toolkit.tuning.study import Proposal, Study, StudyConfig, default_startup_trials
 from toolkit.tuning.trial import Fold, Trial
 from train_cnn import DataSettings, Hyperparameters
 
@@ -70,7 +70,7 @@ def pruned_by_judge(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
         try:
             judge(number, fold)
         except TrialPruned as pruned:
-            return replace(trial, state="cut", folds=trial.folds[: number + 1], reason=str(pruned))
+            return replace(trial, state="pruned", folds=trial.folds[: number + 1], reason=str(pruned))
     return trial
 
 
@@ -83,10 +83,10 @@ def pruned_by_incumbent(trial: Trial, incumbent: Incumbent | None) -> Trial:
         if reason := prune_after_epoch(first.curve[:done], trial.settings["epochs"], incumbent):
             best = 1 + int(np.argmax(first.curve[:done]))
             begun = Fold(first.epochs[:done], best, first.seconds * done / length, first.images * done // length)
-            return replace(trial, state="cut", folds=(begun,), reason=reason)
+            return replace(trial, state="pruned", folds=(begun,), reason=reason)
     for done in range(1, FOLDS):
         if reason := prune_after_fold(trial.accuracies[:done], FOLDS, incumbent):
-            return replace(trial, state="cut", folds=trial.folds[:done], reason=reason)
+            return replace(trial, state="pruned", folds=trial.folds[:done], reason=reason)
     return trial
 
 
@@ -118,7 +118,7 @@ def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
                 raise TrialPruned(f"after fold {number + 1}")
 
         trials.append(trial := arena.run(asked.number, _suggested(asked), judge))
-        if trial.state == "cut" and pruner == MEDIAN:
+        if trial.state == "pruned" and pruner == MEDIAN:
             raise optuna.TrialPruned
         return trial.mean_accuracy  # not a number when it failed
 
@@ -147,7 +147,7 @@ def _suggested(asked: Any) -> dict[str, Any]:
 
 def by_ours(prune: bool, arena: Arena, count: int) -> list[Trial]:
     """The project's study."""
-    study = Study(SPACE, arena.seed, default_startup_trials(count), racing=prune)
+    study = Study(StudyConfig(SPACE, arena.seed, default_startup_trials(count), prune=prune))
     for _ in range(count):
         proposal = study.ask()
         study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, incumbent=proposal.incumbent))

@@ -66,7 +66,7 @@ from toolkit.errors import SettingsError, TrainingError  # noqa: E402
 from toolkit.system.metrics import usable_cores  # noqa: E402
 from toolkit.tracking.connection import connect  # noqa: E402
 from toolkit.tuning.mlflow_logger import log_study  # noqa: E402
-from toolkit.tuning.study import Study  # noqa: E402
+from toolkit.tuning.study import Study, StudyConfig  # noqa: E402
 from toolkit.tuning.study_storage import FINISHED  # noqa: E402
 from toolkit.tuning.trial import Trial  # noqa: E402
 from toolkit.tuning.worker_pool import WorkerPool  # noqa: E402
@@ -265,7 +265,7 @@ def take_part(task: Any, report: Callable[[str], None]) -> dict[str, Any]:
             f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.images for trial in trials):,} images,"
             f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
-    cut = [trial for trial in searches[OURS] if trial.state == "cut"]
+    cut = [trial for trial in searches[OURS] if trial.state == "pruned"]
     return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
 
 
@@ -331,7 +331,7 @@ def _audit(found: Sequence[Found]) -> str:
             cut = one.searches[OURS][full.number]
             rule = next(name for name, sign in RULES.items() if sign in cut.reason)
             rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.images, full.images
-    headings = ["rule", "cut", "would have been the best", "share of their images that was trained on"]
+    headings = ["rule", "pruned", "would have been the best", "share of their images that was trained on"]
     return table(headings, [
         [name, f"{cut:.0f}", f"{wrong:.0f}", f"{paid / whole:.2f}" if whole else "-"]
         for name, (cut, wrong, paid, whole) in rows.items()
@@ -433,7 +433,7 @@ def search(settings: tuning.TuneSettings, *, random_only: bool = False) -> tuple
     job = tuning.start_study(settings)
     if random_only:
         trials, record = settings.trials, job.journal.append
-        job = replace(job, study=Study(job.space, settings.seed, trials, racing=False, record=record))
+        job = replace(job, study=Study(StudyConfig(job.space, settings.seed, trials, prune=False), record=record))
     with job.journal, tuning.study_run(job, client) as run:
         logger = tuning.study_logger(job, run)
         began = time.perf_counter()

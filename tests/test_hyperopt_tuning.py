@@ -1,4 +1,4 @@
-"""A search as people run it: what is logged at which level, what interrupts it, and how it is gone on with."""
+"""A search as users run it: what is logged at which level, what interrupts it, and how it is resumed."""
 
 import json
 import os
@@ -44,8 +44,8 @@ from toolkit.tracking.connection import connect
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.search import FoldDone, Step
 from toolkit.tuning.space import QUICK, Choice, Integers
-from toolkit.tuning.study import Proposal
-from toolkit.tuning.study_storage import StudyConfig, read_study
+from toolkit.tuning.study import Proposal, StudyConfig
+from toolkit.tuning.study_storage import read_study
 
 SPACE = """
 image_size: 16
@@ -56,15 +56,15 @@ learning_rate: {low: 1e-5, high: 1e-2, log: true}
 """
 QUICKEST = {**QUICK, "image_size": Choice((16,)), "epochs": Integers(1, 2), "batch_size": Choice((8, 16))}
 BROKEN = {**QUICKEST, "image_size": Choice((32,)), "model_type": Choice(("resnet18_backbone",))}
-STORY = ("--data", "colours", "--space", "space.yaml", "--folds", "3", "--seed", "4", "--max-trials", "10")
-STATES = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
+SEARCH = ("--data", "colours", "--space", "space.yaml", "--folds", "3", "--seed", "4", "--max-trials", "10")
+STATES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 # --- where it happens ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """A folder with images and an MLflow store."""
 
     folder: Path
@@ -93,10 +93,10 @@ class Place:
         return forked.start("hyperopt_tuning.py", *words, folder=self.folder, **variables)
 
     def entries(self, experiment):
-        """What a study's journal holds, without how long things took."""
+        """The entries of a study's journal, without durations."""
         (journal,) = (self.folder / experiment).glob("*/journal.jsonl")
         about, *entries = [json.loads(line) for line in journal.read_text().splitlines()]
-        assert StudyConfig.from_json(about["about"]).facts["data"] == "colours"
+        assert StudyConfig.from_json(about["about"]).data_identity["data"] == "colours"
         return [timeless(entry) for entry in entries if "run" not in entry]
 
 
@@ -119,7 +119,7 @@ def place(tmp_path_factory):
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
         connect(uri)
-    return Place(folder, uri)
+    return Workspace(folder, uri)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def forked(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(place, forked):
     """A search that nothing interrupts."""
-    return place.start(forked, "--preset", "quick", *STORY, experiment="whole").end()
+    return place.start(forked, "--preset", "quick", *SEARCH, experiment="whole").end()
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def hopeless(tmp_path_factory):
 
 
 def settings(place, experiment, **more):
-    common = {"data": place.colours, "preset": "quick", "folds": 2, "max_evals": 2, "experiment_name": experiment}
+    common = {"data": place.colours, "preset": "quick", "folds": 2, "max_trials": 2, "experiment_name": experiment}
     return TuneSettings(**{**common, **more})
 
 
@@ -174,13 +174,13 @@ def test_a_script_prints_its_trials_a_table_and_the_next_command(place, whole):
         (str(trial["number"] + 1), f"{trial['mean_accuracy']:.4f}", f"{trial['std_accuracy']:.4f}")
         for trial in complete
     ]
-    cut = [trial for trial in trials if trial["state"] == "cut"]
-    assert len(cut) + len(complete) == 10
-    assert cut, "this story is meant to have both"
-    for trial in cut:
-        assert f"trial {trial['number'] + 1:>3}/10  cut {trial['reason']}; " in whole.out
+    pruned = [trial for trial in trials if trial["state"] == "pruned"]
+    assert len(pruned) + len(complete) == 10
+    assert pruned, "this search has both"
+    for trial in pruned:
+        assert f"trial {trial['number'] + 1:>3}/10  pruned {trial['reason']}; " in whole.out
     assert re.search(r"^trial +mean +spread +images +seconds +network +size +optimizer", whole.out, re.MULTILINE)
-    assert f"10 trials: {len(complete)} complete, {len(cut)} cut, 0 failed; " in whole.out
+    assert f"10 trials: {len(complete)} complete, {len(pruned)} pruned, 0 failed; " in whole.out
     assert f"MLflow run: {study.info.run_id}\n" in whole.out
     assert whole.out.endswith(
         "next: python model_registry.py register --experiment-name whole --metric mean_cv_accuracy\n"
@@ -206,24 +206,24 @@ def test_folds_are_nested_in_trials_and_trials_in_the_study(place, whole):
         study.data.tags["data_fingerprint"]
     }
     summary = place.json(study, "trials.json")
-    for trial, told in zip(trials, summary, strict=True):
+    for trial, row in zip(trials, summary, strict=True):
         own = [fold for fold in folds if fold.data.tags["mlflow.parentRunId"] == trial.info.run_id]
         accuracies = [fold.data.metrics["best_val_accuracy"] for fold in own]
         assert [fold.data.tags["fold"] for fold in own] == [str(number) for number in range(len(own))]
-        assert accuracies == told["fold_accuracies"]
+        assert accuracies == row["fold_accuracies"]
         metrics, tags = trial.data.metrics, trial.data.tags
-        assert (trial.info.status, tags["state"]) == (STATES[told["state"]], told["state"])
-        assert metrics["training_images"] == told["images"]
+        assert (trial.info.status, tags["state"]) == (STATES[row["state"]], row["state"])
+        assert metrics["training_images"] == row["images"]
         history = place.client.get_metric_history(trial.info.run_id, "fold_accuracy")
         assert sorted((point.step, point.value) for point in history) == list(enumerate(accuracies))
-        assert trial.data.params == {name: str(value) for name, value in told["settings"].items()}
-        if told["state"] == "complete":
+        assert trial.data.params == {name: str(value) for name, value in row["settings"].items()}
+        if row["state"] == "complete":
             assert len(own) == 3
             assert metrics["mean_cv_accuracy"] == pytest.approx(np.mean(accuracies))
             assert metrics["std_cv_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
         else:
             assert "mean_cv_accuracy" not in metrics  # the mean of a few folds would look like one of all
-            assert tags["reason"] == told["reason"]
+            assert tags["reason"] == row["reason"]
 
 
 def test_the_study_holds_the_best_trial_its_model_and_its_images(place, whole):
@@ -233,7 +233,7 @@ def test_the_study_holds_the_best_trial_its_model_and_its_images(place, whole):
     metrics, params = study.data.metrics, study.data.params
     assert metrics["mean_cv_accuracy"] == pytest.approx(best.data.metrics["mean_cv_accuracy"])
     assert metrics["std_cv_accuracy"] == pytest.approx(best.data.metrics["std_cv_accuracy"])
-    assert metrics["trials"] == metrics["complete_trials"] + metrics["cut_trials"] == 10
+    assert metrics["trials"] == metrics["complete_trials"] + metrics["pruned_trials"] == 10
     assert metrics["best_so_far"] == best.data.metrics["mean_cv_accuracy"]
     assert params["best_trial"] == best.data.tags["trial"]
     for name, value in best.data.params.items():
@@ -251,7 +251,7 @@ def test_the_study_holds_the_best_trial_its_model_and_its_images(place, whole):
     assert not any(trial.outputs.model_outputs for trial in trials)
 
 
-def test_a_study_is_shown_without_being_run(place, whole):
+def test_status_prints_a_study(place, whole):
     shown = print_status(TuneSettings(status="last", study_dir=place.folder / "whole"))
     assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  images")
     assert whole.out[whole.out.index("\ntrial    mean") :].startswith(
@@ -267,7 +267,7 @@ def test_a_study_is_shown_without_being_run(place, whole):
 
 
 def require_same(place, experiment):
-    """A study came to what the unbroken one came to, and MLflow has each of its runs once."""
+    """A study has the result of the uninterrupted one, and MLflow has each of its runs once."""
     assert place.entries(experiment) == place.entries("whole")
     (one,), (other,) = place.runs("whole", "study"), place.runs(experiment, "study")
     names = ("mean_cv_accuracy", "std_cv_accuracy", "held_out_accuracy", "temperature", "calibration_error", "trials")
@@ -280,8 +280,8 @@ def require_same(place, experiment):
     assert [path.name for path in (place.folder / experiment / "colours-1").glob("*.pt")] == []
 
 
-def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place, whole, forked):
-    words = ("--preset", "quick", *STORY)
+def test_kills_and_ctrl_c_do_not_change_the_result(place, whole, forked):
+    words = ("--preset", "quick", *SEARCH)
     for moment in (0.1, 0.5, 0.3):
         script = place.start(forked, *words, experiment="killed")
         script.wait_for(r"study colours-1: ")
@@ -301,9 +301,9 @@ def test_a_study_killed_three_times_and_stopped_comes_to_the_same(place, whole, 
 
 
 def require_stopped(place, ended):
-    """Ctrl-C kept what there was and said how to go on."""
+    """Ctrl-C kept all results and printed the command to resume."""
     assert (ended.status, ended.err) == (130, "hyperopt_tuning.py: interrupted\n")
-    command = re.search(r"^stopped; go on with: (.*)$", ended.out, re.MULTILINE)
+    command = re.search(r"^stopped; resume with: (.*)$", ended.out, re.MULTILINE)
     assert command
     assert shlex.split(command[1])[2:] == ["--resume", "colours-1", "--study-dir", "killed"]
     (study,) = place.runs("killed", "study")
@@ -312,16 +312,16 @@ def require_stopped(place, ended):
     assert isinstance(trials, list)
     statuses = [run.info.status for run in place.runs("killed", "trial")]
     assert set(statuses[: len(trials)]) <= {"FINISHED", "KILLED"}
-    # One that a kill had left, when Ctrl-C came before it was begun again, still looks as if it were running.
+    # One that a kill had left, when Ctrl-C came before it was resumed, still has the status RUNNING.
     assert set(statuses[len(trials) :]) <= {"KILLED", "RUNNING"}
     shown = print_status(TuneSettings(status="colours-1", study_dir=place.folder / "killed"))
     assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way\n", shown)
     assert re.search(rf"\n{len(trials)} trials?: ", shown)
 
 
-def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest):
+def test_a_killed_worker_is_a_failed_trial(quickest):
     def kill():
-        """The process of a trial that has kept an epoch."""
+        """Kill the process of a trial with a checkpoint."""
         while not list(Path("studies").glob("*/trial-1.resume.pt")):
             time.sleep(0.01)
         (worker,) = (one for one in psutil.Process().children() if "toolkit.tuning.worker_pool" in one.cmdline())
@@ -332,7 +332,7 @@ def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest):
         patch.setitem(hyperopt_tuning.PRESETS, "quick", {**QUICKEST, "epochs": long, "patience": long})
         killer = threading.Thread(target=kill)
         killer.start()
-        study = tune(settings(quickest, "worker", max_evals=3, racing=False)).study
+        study = tune(settings(quickest, "worker", max_trials=3, prune=False)).study
         killer.join()
     assert [trial.state for trial in study.trials] == ["failed", "complete", "complete"]
     assert study.trials[0].reason.startswith("its process was killed by SIGKILL")
@@ -342,23 +342,23 @@ def test_a_killed_worker_is_a_failed_trial_and_the_study_goes_on(quickest):
     assert not list(Path("studies").glob("*/*.resume.pt"))
 
 
-def test_a_server_that_is_away_for_a_while_gets_everything(quickest, monkeypatch, tmp_path, capsys):
+def test_a_server_gets_everything_after_an_outage(quickest, monkeypatch, tmp_path, capsys):
     (tmp_path / "server").mkdir()
     server = MlflowServer(tmp_path / "server")
     server.start()
-    say = toolkit.tuning.search.echo
+    echo = toolkit.tuning.search.echo
 
     def eventful(text):
-        say(text)
+        echo(text)
         if text.startswith("trial   1/"):
             server.kill()
         if text.startswith("trial   4/"):
             server.start()
 
-    monkeypatch.setattr(toolkit.tuning.search, "say", eventful)
+    monkeypatch.setattr(toolkit.tuning.search, "echo", eventful)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     try:
-        study = tune(settings(quickest, "outage", max_evals=6, racing=False)).study
+        study = tune(settings(quickest, "outage", max_trials=6, prune=False)).study
         there = replace(quickest, uri=server.url)
         assert [run.info.status for run in there.runs("outage", "study")] == ["FINISHED"]
         assert [run.data.params["learning_rate"] for run in there.runs("outage", "trial")] == [
@@ -368,14 +368,14 @@ def test_a_server_that_is_away_for_a_while_gets_everything(quickest, monkeypatch
     finally:
         if server.running:
             server.kill()
-    said = capsys.readouterr().out
-    assert said.count("the search goes on, and what MLflow has not got yet is kept for later\n") == 1
+    output = capsys.readouterr().out
+    assert output.count("the search continues, and pending data is sent later\n") == 1
 
 
-# --- what cannot be gone on with ----------------------------------------------------------------
+# --- what cannot be resumed ---------------------------------------------------------------------
 
 
-def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest, tmp_path):
+def test_a_changed_study_is_not_resumed(quickest, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(quickest.colours, folder)
     chosen = settings(quickest, "changed", data=str(folder), study_name="mine")
@@ -387,7 +387,7 @@ def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest, tmp_
         return str(error.value)
 
     end = "; --warm-start mine starts another one that knows its trials"
-    start = "study mine cannot be gone on with: "
+    start = "study mine cannot be resumed: "
     assert refusal(folds=3, seed=1) == f"{start}folds was 2 and is 3; seed was 0 and is 1{end}"
     (tmp_path / "space.yaml").write_text("dropout: [0.1, 0.2]")
     assert refusal(space=Path("space.yaml"), preset="quick") == (
@@ -397,7 +397,7 @@ def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest, tmp_
     fingerprint = r"[0-9a-f]{8,}"
     assert re.fullmatch(f"{start}data_fingerprint was {fingerprint} and is {fingerprint}{end}", refusal())
     (folder / "red" / "another.png").unlink()
-    outcome = tune(TuneSettings(resume="last", max_trials=1))  # what is free may change
+    outcome = tune(TuneSettings(resume="last", max_trials=1))  # overridable settings may change
     assert len(outcome.study.trials) == 1
     with pytest.raises(
         SettingsError, match=r"^study mine is finished; --warm-start mine starts another one that knows its"
@@ -407,17 +407,17 @@ def test_a_study_is_not_gone_on_with_when_it_would_be_another_one(quickest, tmp_
         tune(chosen)
 
 
-def test_a_fork_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
-    first = tune(settings(quickest, "fork", max_evals=3, study_name="first")).study
+def test_a_warm_start_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
+    first = tune(settings(quickest, "fork", max_trials=3, study_name="first")).study
     capsys.readouterr()
-    second = tune(settings(quickest, "fork", max_evals=2, warm_start="first", folds=3, study_name="second")).study
+    second = tune(settings(quickest, "fork", max_trials=2, warm_start="first", folds=3, study_name="second")).study
     assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
     assert first.best is not None
     assert second.trials[0].settings == first.best.settings
     assert [len(trial.folds) for trial in second.trials if trial.state == "complete"] == [3] * second.count("complete")
 
 
-def test_two_searches_do_not_write_to_one_study(quickest):
+def test_a_study_is_written_by_one_search(quickest):
     job = start_study(settings(quickest, "two", study_name="both"))
     with (
         job.journal,
@@ -426,7 +426,7 @@ def test_two_searches_do_not_write_to_one_study(quickest):
         tune(TuneSettings(resume="both"))
 
 
-def test_files_are_named_in_what_is_wrong_with_them(quickest, tmp_path):
+def test_errors_of_files_name_the_file(quickest, tmp_path):
     def refusal(**more):
         with pytest.raises(SettingsError) as error:
             tune(settings(quickest, "files", **more))
@@ -436,13 +436,15 @@ def test_files_are_named_in_what_is_wrong_with_them(quickest, tmp_path):
     assert refusal(space=Path("s.yaml")) == "s.yaml: epochs: low must be less than high, got 20 and 10"
     assert refusal(space=Path("no.yaml")) == "no.yaml: cannot be read: No such file or directory"
     (tmp_path / "f.yaml").write_text("- {epochs: 2}\n- {epoch: 1}")
-    assert refusal(first=Path("f.yaml")).startswith("f.yaml: entry 2: epoch: is not searched; there are: epochs, ")
+    assert refusal(initial_points=Path("f.yaml")).startswith(
+        "f.yaml: entry 2: epoch: is not searched; there are: epochs, "
+    )
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    assert refusal(first=Path("b.yaml")) == "b.yaml: is no text in UTF-8"
+    assert refusal(initial_points=Path("b.yaml")) == "b.yaml: is not text in UTF-8"
     assert quickest.runs("files", "study") == []
 
 
-def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quickest, tmp_path):
+def test_too_few_images_are_refused_before_anything_is_written(quickest, tmp_path):
     with pytest.raises(DataError, match=r"^class '\w+' has \d+ images to cross-validate on, fewer than the 14 folds"):
         tune(settings(quickest, "folds", folds=14))
     assert quickest.runs("folds", "study") == []
@@ -452,10 +454,10 @@ def test_data_that_cannot_be_folded_is_refused_before_anything_is_written(quicke
 # --- failing trials -----------------------------------------------------------------------------
 
 
-def test_a_failing_trial_is_recorded_and_the_study_goes_on(quickest, hopeless, monkeypatch, capsys):
+def test_a_failing_trial_is_recorded(quickest, hopeless, monkeypatch, capsys):
     both = {**BROKEN, "model_type": Choice(("simple_cnn", "resnet18_backbone"))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", both)
-    outcome = tune(settings(quickest, "failing", weights=hopeless, max_evals=5, racing=False))
+    outcome = tune(settings(quickest, "failing", weights=hopeless, max_trials=5, prune=False))
     study = outcome.study
     states = {trial.settings["model_type"]: trial.state for trial in study.trials}
     assert states == {"simple_cnn": "complete", "resnet18_backbone": "failed"}
@@ -469,14 +471,16 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(quickest, hopeless, m
     nested = quickest.runs("failing", "trial")
     assert [trial.info.status for trial in nested] == [STATES[trial.state] for trial in study.trials]
     assert [trial.data.tags.get("failure", "") for trial in nested] == [trial.reason for trial in study.trials]
-    said = capsys.readouterr().out
-    assert len(re.findall(r"^trial +\d/5  failed after \d+ s: the loss became nan", said, re.MULTILINE)) == len(failed)
+    output = capsys.readouterr().out
+    assert len(re.findall(r"^trial +\d/5  failed after \d+ s: the loss became nan", output, re.MULTILINE)) == len(
+        failed
+    )
     text = report(outcome)
     assert "resnet18_backbone" not in text
     assert "best settings: " in text
 
 
-def test_a_study_of_failures_is_one_sentence(quickest, hopeless, monkeypatch):
+def test_a_study_of_failures_is_refused(quickest, hopeless, monkeypatch):
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", BROKEN)
     with pytest.raises(TrainingError, match=r"^all 2 trials failed; the first: the loss became nan in epoch 1; try a "):
         tune(settings(quickest, "hopeless", weights=hopeless))
@@ -490,7 +494,7 @@ def test_a_study_of_failures_is_one_sentence(quickest, hopeless, monkeypatch):
 # --- limits -------------------------------------------------------------------------------------
 
 
-def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(quickest, monkeypatch):
+def test_the_timeout_interrupts_a_trial_that_can_be_resumed(quickest, monkeypatch):
     endless = {**QUICKEST, "epochs": Choice((10_000,)), "patience": Choice((10_000,)), "batch_size": Choice((2,))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", endless)
     with pytest.raises(
@@ -503,28 +507,28 @@ def test_the_time_ends_a_trial_that_is_under_way_and_it_can_be_gone_on_with(quic
     assert Path("studies/slow/trial-1.resume.pt").exists()
 
 
-def test_patience_ends_a_search_that_finds_nothing_better(quickest, capsys):
-    study = tune(settings(quickest, "patience", max_evals=50, patience=2, racing=False)).study
+def test_study_patience_ends_a_search(quickest, capsys):
+    study = tune(settings(quickest, "patience", max_trials=50, study_patience=2, prune=False)).study
     assert study.best is not None
     assert len(study.trials) == study.trials.index(study.best) + 3
-    said = f"none better than the best in 2 trials, after {len(study.trials)} of 50 trials\n"
-    assert said in capsys.readouterr().out
+    text = f"none better than the best in 2 trials, after {len(study.trials)} of 50 trials\n"
+    assert text in capsys.readouterr().out
 
 
-def test_two_trials_at_a_time_come_to_whole_trials(quickest):
-    study = tune(settings(quickest, "parallel", max_evals=4, parallel=2)).study
+def test_two_trials_at_a_time(quickest):
+    study = tune(settings(quickest, "parallel", max_trials=4, parallel=2)).study
     assert sorted(trial.number for trial in study.trials) == [0, 1, 2, 3]
-    assert study.count("complete") >= 2  # the first two were measured by none
+    assert study.count("complete") >= 2  # the first two had no incumbent
     assert [run.info.status for run in quickest.runs("parallel", "trial")] == [
         STATES[trial.state] for trial in sorted(study.trials, key=lambda trial: trial.number)
     ]
 
 
-def test_what_was_tried_is_not_run_again(quickest, monkeypatch):
+def test_known_settings_are_not_run_again(quickest, monkeypatch):
     monkeypatch.setitem(
         hyperopt_tuning.PRESETS, "quick", {name: Choice((first_of(QUICKEST[name]),)) for name in QUICKEST}
     )
-    study = tune(settings(quickest, "again", max_evals=3)).study
+    study = tune(settings(quickest, "again", max_trials=3)).study
     assert [trial.state for trial in study.trials] == ["complete"] * 3
     assert [trial.images > 0 for trial in study.trials] == [True, False, False]
     assert {trial.mean_accuracy for trial in study.trials} == {study.trials[0].mean_accuracy}
@@ -538,16 +542,16 @@ def first_of(dimension):
 # --- a trial by itself --------------------------------------------------------------------------
 
 
-def task_of(place, holder=None, **more):
+def task_of(place, incumbent=None, **more):
     point = {"image_size": 16, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "patience": 4, **more}
-    return TrialTask(Proposal(0, point, holder), 3, data_settings(settings(place, "task")), ("simple_cnn",))
+    return TrialTask(Proposal(0, point, incumbent), 3, data_settings(settings(place, "task")), ("simple_cnn",))
 
 
 def test_a_trial_depends_on_its_task_alone(quickest, tmp_path, monkeypatch):
-    monkeypatch.setattr(hyperopt_tuning, "SECONDS_A_STEP", 0.0)
-    told = []
+    monkeypatch.setattr(hyperopt_tuning, "STEP_INTERVAL_S", 0.0)
+    reports = []
     torch.manual_seed(1)
-    one = evaluate(task_of(quickest), told.append)
+    one = evaluate(task_of(quickest), reports.append)
     torch.manual_seed(2)
     other = evaluate(task_of(quickest)._replace(folder=tmp_path))
     assert timeless(one.trial.json()) == timeless(other.trial.json())
@@ -555,14 +559,14 @@ def test_a_trial_depends_on_its_task_alone(quickest, tmp_path, monkeypatch):
     assert np.array_equal(one.logits, other.logits)
     data = data_for(task_of(quickest).data, 16, ("simple_cnn",))
     assert one.logits.shape == (len(data.development), 3)
-    steps = [step for step in told if isinstance(step, Step)]
+    steps = [step for step in reports if isinstance(step, Step)]
     assert list(dict.fromkeys(step for step in steps if 4 * step.share == step.epoch)) == [
         Step(fold, epoch, epoch / 4) for fold in range(3) for epoch in range(1, 1 + len(one.trial.folds[fold].epochs))
     ]
     shares = [step.fold + step.share for step in steps]
     assert shares == sorted(shares)
     assert len(shares) > 2 * 3 * 4, "also within the epochs"
-    assert [done for done in told if isinstance(done, FoldDone)] == [
+    assert [done for done in reports if isinstance(done, FoldDone)] == [
         FoldDone(number, fold) for number, fold in enumerate(one.trial.folds)
     ]
     third = len(data.development) - len(data.development) // 3
@@ -578,23 +582,23 @@ def test_a_trial_depends_on_its_task_alone(quickest, tmp_path, monkeypatch):
         ((0.0, 0.0, 0.0, 0.1), 3, ""),
     ],
 )
-def test_a_trial_that_cannot_matter_is_cut(quickest, curve, folds, reason):
+def test_a_trial_is_pruned(quickest, curve, folds, reason):
     task = task_of(quickest, Incumbent(6, (curve,) * 3, epochs=4), learning_rate=1e-6)
     result = evaluate(task)
-    assert result.trial.state == ("cut" if reason else "complete")
+    assert result.trial.state == ("pruned" if reason else "complete")
     assert result.trial.reason.startswith(reason)
     assert len(result.trial.folds) == folds
     assert (result.logits is None) == bool(reason)
     assert result.trial.images == sum(fold.images for fold in result.trial.folds) > 0
 
 
-def test_other_images_than_those_of_the_study_are_no_trial(quickest):
+def test_changed_images_are_refused(quickest):
     task = task_of(quickest)._replace(fingerprint="of others")
     with pytest.raises(DataError, match=r"^the images of .*colours have changed since the study began$"):
         evaluate(task)
 
 
-def test_settings_that_do_not_go_together_are_a_failed_trial(quickest):
+def test_incompatible_settings_are_a_failed_trial(quickest):
     trial = evaluate(task_of(quickest, model_type="resnet18_backbone", mixup=0.4)).trial
     assert (trial.state, trial.folds) == ("failed", ())
     assert trial.reason.startswith("--mixup and --cutmix change images")
@@ -603,7 +607,7 @@ def test_settings_that_do_not_go_together_are_a_failed_trial(quickest):
 # --- settings -----------------------------------------------------------------------------------
 
 
-def test_how_many_trials_are_planned():
+def test_default_number_of_trials():
     assert TuneSettings().trials == 30
     assert TuneSettings(preset="quick").trials == 6
     assert TuneSettings(preset="quick", max_trials=2).trials == 2
@@ -611,7 +615,7 @@ def test_how_many_trials_are_planned():
 
 
 @pytest.mark.parametrize("name", ["last", "", "..", "a/b", ".hidden", "x" * 101])
-def test_a_study_is_not_named_so_that_nobody_finds_it(name):
+def test_study_names(name):
     with pytest.raises(ValidationError):
         TuneSettings(study_name=name)
     assert TuneSettings(study_name="flowers_2.1-b").study_name == "flowers_2.1-b"
@@ -619,6 +623,6 @@ def test_a_study_is_not_named_so_that_nobody_finds_it(name):
 
 def test_the_next_command_is_quoted_for_the_shell(quickest):
     words = shlex.split(
-        report(tune(settings(quickest, "two words", max_evals=1))).splitlines()[-1].removeprefix("next: ")
+        report(tune(settings(quickest, "two words", max_trials=1))).splitlines()[-1].removeprefix("next: ")
     )
     assert words[-4:] == ["--experiment-name", "two words", "--metric", "mean_cv_accuracy"]

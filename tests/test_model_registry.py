@@ -32,7 +32,7 @@ from toolkit.errors import (
     SettingsError,
     ToolkitError,
 )
-from toolkit.registry import promotion_gate
+from toolkit.registry import promotion_gate, registration
 from toolkit.registry.stages import Stages
 from toolkit.tracking.connection import MlflowException, connect
 from toolkit.tracking.run import Run
@@ -139,10 +139,10 @@ def test_the_life_of_a_model(any_registered):
         (1, "Archived", "Production"),
         (2, "Production", "Archived"),
     ]
-    assert table["why"].tolist()[1] == "first model"
-    assert table["why"].tolist()[-2:] == ["rollback of v2: too unsure", "replaced by v1"]
+    assert table["reason"].tolist()[1] == "first model"
+    assert table["reason"].tolist()[-2:] == ["rollback of v2: too unsure", "replaced by v1"]
     assert table["time"].is_monotonic_increasing
-    assert set(table["who"]) != {""}
+    assert set(table["user"]) != {""}
 
 
 def test_a_version_says_where_it_comes_from(any_registered):
@@ -160,7 +160,7 @@ def test_a_version_says_where_it_comes_from(any_registered):
     assert any_registered.client.get_model_version(any_registered.name, "1").status == "READY"
 
 
-def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered):
+def test_a_training_run_is_registered_by_a_loss(registered):
     registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.7, "val_loss": 0.2})
     low = registered.log(0.8, role="final", metrics={"best_val_accuracy": 0.6, "val_loss": 0.1})
     version = registered.registry.register_best_model(registered.name, "val_loss")
@@ -169,7 +169,7 @@ def test_a_training_run_can_be_registered_too_by_a_loss_as_well(registered):
     assert registered.registry.register_best_model(registered.name, "best_val_accuracy") == 2
 
 
-def test_the_registry_works_away_from_mlflows_own_store(tmp_path, log_colour_run):
+def test_the_registry_works_with_another_store(tmp_path, log_colour_run):
     registered = RegisteredModel(f"sqlite:///{tmp_path / 'elsewhere.db'}", log_colour_run)
     assert registered.register(0.9) == 1
     assert registered.registry.load(1).version.run_id
@@ -179,28 +179,28 @@ def test_the_registry_works_away_from_mlflows_own_store(tmp_path, log_colour_run
 # --- choosing ---------------------------------------------------------------------------------
 
 
-def test_a_run_with_a_broken_bundle_is_passed_over(registered, caplog):
+def test_a_run_with_a_broken_bundle_is_skipped(registered, caplog):
     good, altered, deleted = registered.log(0.7), registered.log(0.8), registered.log(0.9)
     registered.log(math.nan)
     flip_a_byte(registered.files(altered) / PROGRAM)
     (registered.files(deleted) / PROGRAM).unlink()
     version = registered.registry.get(registered.registry.register_best_model(registered.name))
     assert version.run_id == good
-    said = [record.getMessage() for record in caplog.records if record.name == "model_registry"]
-    assert said[0] == f"run {deleted} is passed over: the bundle has no data/model.pt2"
-    assert said[1].startswith(f"run {altered} is passed over: the bundle was altered: its digest is ")
+    messages = [record.getMessage() for record in caplog.records if record.name == "model_registry"]
+    assert messages[0] == f"run {deleted} is skipped: the bundle has no data/model.pt2"
+    assert messages[1].startswith(f"run {altered} is skipped: the bundle was altered: its digest is ")
 
 
-def test_when_every_bundle_is_broken_nothing_is_created(registered):
+def test_only_broken_bundles_create_no_version(registered):
     flip_a_byte(registered.files(registered.log(0.8)) / CARD)
     with pytest.raises(
-        RegistryError, match=rf"no run of experiment '{registered.name}' holds a whole model; 1 were tried"
+        RegistryError, match=rf"no run of experiment '{registered.name}' holds an intact model; 1 were tried"
     ):
         registered.registry.register_best_model(registered.name)
     assert registered.registry.list_versions() == []
 
 
-def test_a_chosen_run_becomes_a_version_though_another_is_better(registered, monkeypatch, capsys):
+def test_a_chosen_run_is_registered(registered, monkeypatch, capsys):
     chosen, _ = registered.log(0.7), registered.log(0.9)
     registered.cli(monkeypatch, "register", "--run", chosen)
     assert capsys.readouterr().out.splitlines()[0] == f"v1 of {registered.name} registered from run {chosen}"
@@ -217,7 +217,7 @@ def test_a_chosen_run_becomes_a_version_though_another_is_better(registered, mon
     assert "by hand" in capsys.readouterr().out.splitlines()[2]
 
 
-def test_a_chosen_run_is_no_better_checked_than_others(registered):
+def test_a_chosen_run_is_verified(registered):
     run = registered.log(0.8)
     flip_a_byte(registered.files(run) / PROGRAM)
     with pytest.raises(BundleError, match=rf"^run {run} cannot be registered: the bundle was altered"):
@@ -225,7 +225,7 @@ def test_a_chosen_run_is_no_better_checked_than_others(registered):
     assert registered.registry.list_versions() == []
 
 
-def test_register_alone_after_a_training_alone(tmp_path, log_colour_run, monkeypatch, capsys):
+def test_register_without_arguments_after_a_training(tmp_path, log_colour_run, monkeypatch, capsys):
     registered = RegisteredModel(f"sqlite:///{tmp_path / 'own.db'}", log_colour_run)
     run = log_colour_run(registered.client, "training", metrics={"best_val_accuracy": 0.7})
     registered.cli(monkeypatch, "register")
@@ -238,7 +238,7 @@ def test_register_alone_after_a_training_alone(tmp_path, log_colour_run, monkeyp
 
 
 @pytest.mark.parametrize("name", [PROGRAM, CARD, BASELINE, "MLmodel"])
-def test_an_altered_version_goes_nowhere(registered, name):
+def test_an_altered_version_is_not_used(registered, name):
     run = registered.log(0.8)
     registered.registry.register_best_model(registered.name)
     flip_a_byte(registered.files(run) / name)
@@ -256,13 +256,13 @@ def test_an_altered_version_goes_nowhere(registered, name):
     assert registered.registry.transition_model_stage(1, "Archived").stage == "Archived"
 
 
-def test_a_rollback_passes_over_what_is_no_longer_whole(registered, caplog):
+def test_a_rollback_skips_broken_versions(registered, caplog):
     for accuracy in (0.7, 0.8, 0.9):
         registered.registry.transition_model_stage(registered.register(accuracy), "Production")
     flip_a_byte(registered.files(registered.registry.get(2).run_id) / PROGRAM)
     assert registered.registry.rollback().version == 1
-    assert "v2 is passed over: v2 of" in caplog.text
-    with pytest.raises(RegistryError, match=r"nothing to roll back to: no whole version .* in Production before v1"):
+    assert "v2 is skipped: v2 of" in caplog.text
+    with pytest.raises(RegistryError, match=r"nothing to roll back to: no intact version .* in Production before v1"):
         registered.registry.rollback()
     assert registered.stages() == {3: "Archived", 2: "Archived", 1: "Production"}
 
@@ -276,19 +276,19 @@ def test_two_rollbacks_go_two_versions_back(registered):
     assert [registered.registry.rollback().version, registered.registry.rollback().version] == [2, 1]
 
 
-def test_a_version_that_is_there_already_stays_without_an_entry(registered):
+def test_a_version_already_in_the_stage_stays(registered):
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     before = len(registered.registry.history())
     assert registered.registry.transition_model_stage(1, "Production").stage == "Production"
     assert len(registered.registry.history()) == before
 
 
-def test_a_repair_says_so(registered, caplog):
+def test_a_repair_is_logged(registered, caplog):
     for accuracy in (0.7, 0.8):
         registered.registry.transition_model_stage(registered.register(accuracy), "Production")
     registered.client.set_model_version_tag(registered.name, "1", "stage", "Production")
     registered.registry.transition_model_stage(2, "Production")
-    assert "mended: v1 had been left half-way and is in Archived now" in caplog.text
+    assert "repaired: v1 was left half-way and is in Archived now" in caplog.text
     assert registered.client.get_model_version(registered.name, "1").tags["stage"] == "Archived"
 
 
@@ -296,7 +296,7 @@ def test_a_version_of_another_tool_is_listed_and_refused(registered):
     registered.client.create_registered_model(registered.name)
     registered.client.create_model_version(registered.name, "/somewhere/else")
     assert registered.stages() == {1: "None"}
-    assert registered.registry.history()["why"].tolist() == ["registered by another tool"]
+    assert registered.registry.history()["reason"].tolist() == ["registered by another tool"]
     with pytest.raises(BundleError, match=rf"v1 of {registered.name} cannot be used: "):
         registered.registry.transition_model_stage(1, "Production")
 
@@ -312,7 +312,7 @@ def by_mlflow(registered, run_id):
     return int(version.version)
 
 
-def test_what_another_tool_put_into_production_is_adopted(any_registered, caplog):
+def test_a_production_version_of_another_tool_is_adopted(any_registered, caplog):
     registered, run = any_registered, any_registered.log(0.8)
     assert by_mlflow(registered, run) == 1
     found = registered.registry.get("Production")
@@ -322,7 +322,7 @@ def test_what_another_tool_put_into_production_is_adopted(any_registered, caplog
     assert registered.registry.load("Production").bundle.digest == digest
 
     registered.registry.transition_model_stage(registered.register(0.9, strength=4.0), "Production")
-    assert "adopted: v1 had been registered by another tool and is whole" in caplog.text
+    assert "adopted: v1 had been registered by another tool and is intact" in caplog.text
     adopted = registered.registry.get(1)
     assert adopted.tags["bundle_digest"] == adopted.digest == digest
     assert (adopted.stage, adopted.metrics, adopted.tags["selected_by"]) == (
@@ -334,7 +334,7 @@ def test_what_another_tool_put_into_production_is_adopted(any_registered, caplog
     assert registered.registry.rollback().version == 1
 
 
-def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_helps(
+def test_a_broken_version_of_another_tool_is_refused_with_advice(
     registered,
 ):
     run = registered.log(0.8)
@@ -352,13 +352,13 @@ def test_what_another_tool_registered_and_does_not_verify_is_refused_with_what_h
         pass
     registered.client.create_model_version(registered.name, str(registered.files(run)), run_id=foreign.id)
     with pytest.raises(
-        BundleError, match=r"^v2 of .* no digest was recorded .* another tool registered it, and none of"
+        BundleError, match=r"^v2 of .* no digest was recorded .* another tool registered it, and no training"
     ):
         registered.registry.transition_model_stage(2, "Staging")
     assert "bundle_digest" not in registered.registry.get(1).tags
 
 
-def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_its_model(
+def test_a_run_registered_by_another_tool_is_registered_once(
     registered,
 ):
     run, other = registered.log(0.8), registered.log(0.9)
@@ -373,7 +373,7 @@ def test_a_run_that_another_tool_registered_is_registered_already_if_that_was_it
     assert registered.registry.get(3).tags["selected_by"] == "another tool"
 
 
-def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(registered, monkeypatch, capsys):
+def test_contradicting_mlflow_stages_are_reported(registered, monkeypatch, capsys):
     def notes():
         registered.cli(monkeypatch, "list")
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
@@ -390,7 +390,7 @@ def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(regist
         )
     assert notes() == [
         f"note: v{number} is in {stage}, though MLflow's own stage says {shown}; the alias counts, and the next move"
-        " mends it"
+        " repairs it"
         for number, stage, shown in ((2, "None", "Production"), (1, "Production", "Archived"))
     ]
     assert registered.registry.contradiction(registered.registry.get(1)) == (
@@ -409,7 +409,7 @@ def test_what_mlflows_own_stages_say_otherwise_is_told_until_it_is_mended(regist
 # --- the gate -----------------------------------------------------------------------------------
 
 
-def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_registered):
+def test_a_significantly_worse_version_is_refused(any_registered):
     registered, registry = any_registered, any_registered.registry
     registry.transition_model_stage(registered.register(0.8), "Production")
     registered.register(0.9, lean=13)  # 42 of 300 images are called red and are not
@@ -419,21 +419,21 @@ def test_what_is_significantly_worse_is_refused_and_changes_nothing(any_register
     ):
         registry.transition_model_stage(2, "Production", reason="looks better")
     assert registry.history().equals(before)
-    verdict = registry.check_promotion(2)
-    assert verdict
-    assert (verdict.paired.whole.lost, verdict.paired.whole.gained) == (42, 0)
-    assert min(verdict.latency_ms) > 0
+    result = registry.check_promotion(2)
+    assert result
+    assert (result.paired.whole.lost, result.paired.whole.gained) == (42, 0)
+    assert min(result.latency_ms) > 0
 
-    with pytest.raises(SettingsError, match="to force a promotion needs a reason"):
+    with pytest.raises(SettingsError, match="a forced promotion needs a reason"):
         registry.transition_model_stage(2, "Production", force=True, reason=" ")
     assert registry.transition_model_stage(2, "Production", force=True, reason="v1 is gone").stage == "Production"
     last = registry.get(2).transitions[-1]
-    assert (last.why, last.gate) == ("v1 is gone", f"forced: {verdict}"[: len(last.gate)])
+    assert (last.reason, last.gate) == ("v1 is gone", f"forced: {result}"[: len(last.gate)])
     assert registry.check_promotion(2) is None  # it is there
-    assert registry.rollback().version == 1  # which no gate holds up
+    assert registry.rollback().version == 1  # without a gate
 
 
-def test_a_first_version_and_a_better_one_pass(registered):
+def test_a_first_and_a_better_version_pass(registered):
     registered.register(0.8, lean=13)
     assert registered.registry.check_promotion(1) is None
     registered.registry.transition_model_stage(1, "Production")
@@ -445,7 +445,7 @@ def test_a_first_version_and_a_better_one_pass(registered):
     )
 
 
-def test_what_replaces_a_broken_version_is_not_held_up(registered, caplog):
+def test_a_broken_champion_can_be_replaced(registered, caplog):
     run = registered.log(0.8)
     registered.registry.register_best_model(registered.name)
     registered.registry.transition_model_stage(1, "Production")
@@ -458,18 +458,18 @@ def test_what_replaces_a_broken_version_is_not_held_up(registered, caplog):
     assert f"it is compared with nothing, because v1 of {registered.name} cannot be used" in caplog.text
 
 
-def test_images_of_ones_own_decide_instead(registered, colour_folder):
+def test_promotion_on_the_users_images(registered, colour_folder):
     """Version 2 calls each image red, which is right for these; on all colours it is not."""
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     registered.register(0.9, lean=40)
     assert not registered.registry.check_promotion(2, data=colour_folder).passed
     for colour in ("blue", "green"):
         shutil.rmtree(colour_folder / colour)
-    verdict = registered.registry.check_promotion(2, data=str(colour_folder))
-    assert verdict
-    assert verdict.passed
-    assert verdict.paired.by_class.keys() == {"red"}
-    assert verdict.paired.whole.images == 40
+    result = registered.registry.check_promotion(2, data=str(colour_folder))
+    assert result
+    assert result.passed
+    assert result.paired.by_class.keys() == {"red"}
+    assert result.paired.whole.images == 40
     table = registered.registry.compare_models([1, 2], data=colour_folder)
     assert table["images"].tolist() == [40, 40]
     assert table["accuracy"].tolist() == [1.0, 1.0]
@@ -478,53 +478,54 @@ def test_images_of_ones_own_decide_instead(registered, colour_folder):
     assert registered.registry.transition_model_stage(2, "Production", data=colour_folder).stage == "Production"
 
 
-def test_the_comparison_is_with_what_is_in_production_at_the_move(registered, monkeypatch):
-    """Somebody else promotes version 3 while version 2 is compared with version 1."""
+def test_the_gate_compares_with_the_champion_at_the_move(registered, monkeypatch):
+    """Another process promotes version 3 while version 2 is compared with version 1."""
     for accuracy, lean in ((0.7, 13), (0.8, 13), (0.9, 0)):
         registered.register(accuracy, lean=lean)
     registered.registry.transition_model_stage(1, "Production")
-    somebody, weighed, really_weigh = ModelRegistry(registered.uri, registered.name), [], promotion_gate.check_promotion
+    other, calls, check_promotion = ModelRegistry(registered.uri, registered.name), [], promotion_gate.check_promotion
 
-    def weigh(newcomer, present):
-        weighed.append((newcomer.version.version, present.version.version))
-        if len(weighed) == 1:
-            somebody.transition_model_stage(3, "Production")
-        return really_weigh(newcomer, present)
+    def overtaken(challenger, champion):
+        calls.append((challenger.version.version, champion.version.version))
+        if len(calls) == 1:
+            other.transition_model_stage(3, "Production")
+        return check_promotion(challenger, champion)
 
-    monkeypatch.setattr(promotion_gate, "check_promotion", weigh)
+    monkeypatch.setattr(promotion_gate, "check_promotion", overtaken)
     with pytest.raises(PromotionRefused, match="v2 may not replace v3"):
         registered.registry.transition_model_stage(2, "Production")
-    assert weighed == [(2, 1), (3, 1), (2, 3)]
+    assert calls == [(2, 1), (3, 1), (2, 3)]
     assert registered.stages() == {3: "Production", 2: "None", 1: "Archived"}
 
 
-def test_who_is_overtaken_is_told(registered, monkeypatch):
+def test_a_concurrent_promotion_is_an_error(registered, monkeypatch):
     for accuracy in (0.8, 0.9):
         registered.register(accuracy)
-    somebody, move = ModelRegistry(registered.uri, registered.name), Stages.move
+    other, move = ModelRegistry(registered.uri, registered.name), Stages.move
 
     def overtaken(stages, version, *words, **more):
         move(stages, version, *words, **more)
         if version.version == 1:
-            somebody.transition_model_stage(2, "Production")
+            other.transition_model_stage(2, "Production")
 
     monkeypatch.setattr(Stages, "move", overtaken)
-    with pytest.raises(RegistryError, match=r"somebody else .* v1 was put into Production and is in Archived now"):
+    with pytest.raises(RegistryError, match=r"another process .* v1 was put into Production and is in Archived now"):
         registered.registry.transition_model_stage(1, "Production")
     assert registered.stages() == {2: "Production", 1: "Archived"}
 
 
-def test_two_that_register_the_same_run_leave_one_version(registered, monkeypatch):
-    """Another process registers it between this one's look and its write."""
+def test_concurrent_registrations_leave_one_version(registered, monkeypatch):
+    """Another process registers it between this one's read and its write."""
     registered.log(0.8)
-    somebody, create = ModelRegistry(registered.uri, registered.name), ModelRegistry._create_version
+    other, create = ModelRegistry(registered.uri, registered.name), registration.create_version
 
-    def late(registry, *words):
-        if registry is registered.registry:
-            assert somebody.register_best_model(registered.name) == 1
-        return create(registry, *words)
+    def late(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(registration, "create_version", create)
+            assert other.register_best_model(registered.name) == 1
+        return create(*arguments)
 
-    monkeypatch.setattr(ModelRegistry, "_create_version", late)
+    monkeypatch.setattr(registration, "create_version", late)
     assert registered.registry.register_best_model(registered.name) == 1
     assert registered.stages() == {1: "None"}
 
@@ -532,7 +533,7 @@ def test_two_that_register_the_same_run_leave_one_version(registered, monkeypatc
 # --- reading ------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered):
+def test_not_registered_differs_from_unknown(any_registered):
     registry = any_registered.registry
     for attempt in (
         lambda: registry.get("Production"),
@@ -563,11 +564,11 @@ def test_what_is_not_there_yet_is_told_from_what_does_not_exist(any_registered):
         registry.get("archived")
     with pytest.raises(RegistryError, match="there is no stage 'Live'; there are: "):
         registry.transition_model_stage(1, "Live")
-    with pytest.raises(RegistryError, match=r"nothing to roll back to: no whole version of .* was in Production$"):
+    with pytest.raises(RegistryError, match=r"nothing to roll back to: no intact version of .* was in Production$"):
         registry.rollback()
 
 
-def test_the_number_nearest_to_a_wrong_one_comes_first(registered):
+def test_suggestions_begin_with_the_nearest_number(registered):
     registered.client.create_registered_model(registered.name)
     for _ in range(12):
         registered.client.create_model_version(registered.name, "/somewhere")
@@ -589,7 +590,7 @@ def test_a_comparison_reads_the_bundles(registered):
         registered.registry.compare_models([])
 
 
-def test_versions_that_held_out_other_images_are_compared_on_those_they_share(registered, caplog):
+def test_versions_are_compared_on_shared_images(registered, caplog):
     registered.register(0.7, lean=13, held_out=slice(200))
     registered.register(0.8, held_out=slice(100, 300))
     leaning = colour_baseline(Program(ColourNetwork(8.0, 13)))
@@ -621,7 +622,7 @@ def test_a_cache_makes_the_store_unnecessary(registered, tmp_path):
     assert registered.registry.load(1, cache=tmp_path / "cache").version.version == 1
 
 
-def test_names_and_reasons_are_checked_at_the_door(registered):
+def test_names_and_reasons_are_validated(registered):
     with pytest.raises(SettingsError, match=r'a model name is letters, digits, spaces .* got "it\'s"'):
         ModelRegistry(model_name="it's")
     registered.register(0.8)
@@ -633,7 +634,7 @@ def test_names_and_reasons_are_checked_at_the_door(registered):
 # --- the command line ---------------------------------------------------------------------------
 
 
-def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys):
+def test_every_subcommand_has_text_and_json(registered, monkeypatch, capsys):
     def says(*words):
         registered.cli(monkeypatch, *words)
         return capsys.readouterr().out.splitlines()
@@ -656,7 +657,7 @@ def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys)
     assert gives(*search, "--metric", "val_loss", "--mode", "max")["run_id"] == second
     assert says("promote", "1", "Production", "--reason", "first") == [
         f"v1 of {registered.name} moved from None to Production",
-        registered.registry.found_by_alarm(1),
+        registered.registry.detectable_drops(1),
         "next: python serve_model.py",
     ]
     assert says("promote", "2", "staging") == [
@@ -677,7 +678,7 @@ def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys)
         ["version", "v2", "of", registered.name],
         ["stage", "Production"],
     ]
-    assert says("verify", "1") == [f"v1 of {registered.name} is whole: digest {gives('verify', '1')['digest']}"]
+    assert says("verify", "1") == [f"v1 of {registered.name} is intact: digest {gives('verify', '1')['digest']}"]
     assert says("compare", "1", "2")[0].split() == ["v1", "v2"]
     rows = gives("compare", "1", "2")
     assert [row["version"] for row in rows] == [1, 2]
@@ -696,7 +697,10 @@ def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "say what to do: list, show, register, promote, compare, rollback, history, verify, archive; see --help"),
+        (
+            (),
+            "a subcommand is required: list, show, register, promote, compare, rollback, history, verify, archive; see",
+        ),
         (("promote", "1"), "the following arguments are required: STAGE"),
         (("promote", "1", "Production"), "no model 'model-"),
         (("show", "x"), "'x' is neither the number of a version nor a stage (None, Staging, Production, Archived)"),
@@ -707,13 +711,13 @@ def test_every_verb_answers_people_and_programs(registered, monkeypatch, capsys)
         (("register", "--experiment-name", "nowhere"), "there is no experiment 'nowhere'; there are: "),
     ],
 )
-def test_bad_words_get_a_sentence(registered, monkeypatch, words, sentence):
+def test_bad_arguments_are_one_sentence(registered, monkeypatch, words, sentence):
     with pytest.raises(ToolkitError) as caught:
         registered.cli(monkeypatch, *words)
     assert str(caught.value).startswith(sentence)
 
 
-def test_a_user_sees_one_line(registered):
+def test_an_error_is_one_line(registered):
     registered.register(0.8)
     words = ("--model-name", registered.name, "promote", "7", "Production")
     result = run_script("model_registry.py", *words, MLFLOW_TRACKING_URI=registered.uri)
@@ -721,15 +725,15 @@ def test_a_user_sees_one_line(registered):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_server_that_is_down_gives_one_line():
+def test_an_unreachable_server_is_one_line():
     uri = f"http://127.0.0.1:{free_port()}"
     assert error_line(run_script("model_registry.py", "--tracking-uri", uri, "list", timeout=60)) == (
         f"model_registry.py: error: MLflow at {uri} does not answer: connection refused; start it with: mlflow server"
     )
 
 
-def test_importing_and_constructing_open_and_write_nothing(tmp_path):
-    Path("look.py").write_text(
+def test_import_and_constructor_have_no_side_effects(tmp_path):
+    Path("imports.py").write_text(
         "import logging, socket, sys\n"
         "def refuse(*_): raise AssertionError('a connection')\n"
         "socket.socket.connect = refuse\n"
@@ -738,16 +742,16 @@ def test_importing_and_constructing_open_and_write_nothing(tmp_path):
         "print(ModelRegistry('http://127.0.0.1:9', 'cats'))\n"
         "assert logging.getLogger().handlers == handlers\n"
     )
-    result = run_script(str(tmp_path / "look.py"))
+    result = run_script(str(tmp_path / "imports.py"))
     assert result.returncode == 0, result.stderr
     assert (result.stdout, result.stderr) == (
         "ModelRegistry(tracking_uri='http://127.0.0.1:9', model_name='cats')\n",
         "",
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["look.py"]
+    assert [path.name for path in tmp_path.iterdir()] == ["imports.py"]
 
 
-def test_nothing_is_said_about_stages_that_no_user_can_act_upon(registered, recwarn):
+def test_no_warning_about_stages(registered, recwarn):
     logging.captureWarnings(False)
     registered.registry.transition_model_stage(registered.register(0.8), "Production")
     assert [str(warning.message) for warning in recwarn if "stage" in str(warning.message)] == []

@@ -114,7 +114,7 @@ def assert_whole(versions):
 
 
 @pytest.mark.timeout(300)
-def test_two_promoters_at_once_leave_one_production(client, promoter, tmp_path):
+def test_concurrent_promotions_leave_one_production(client, promoter, tmp_path):
     models = [f"race-{number}" for number in range(ROUNDS)]
     for model in models:
         client.create_registered_model(model)
@@ -142,7 +142,7 @@ def test_two_promoters_at_once_leave_one_production(client, promoter, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_promotion_that_is_killed_at_any_write_leaves_the_registry_whole(
+def test_a_promotion_killed_at_any_write_is_repaired(
     client,
     store,
     promoter,

@@ -49,7 +49,7 @@ def comparable(text):
     return text.strip()
 
 
-class Happenings:
+class Events:
     """What the page's story needs to happen between its commands."""
 
     def __init__(self, folder, log):
@@ -60,7 +60,7 @@ class Happenings:
             "# a first study has ended": lambda: self._study(0.89, lean=12),
             "# a second study has ended": lambda: self._study(0.96, lean=10),
             "# a training with other settings has ended": self._training,
-            "# somebody alters the weights of version 2": self._alter,
+            "# the weights of version 2 are altered": self._alter,
         }[name]()
 
     def _study(self, accuracy, lean):
@@ -81,7 +81,7 @@ class Happenings:
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """A function that types a command, and gives what it prints."""
+    """A function that runs a command and returns its output."""
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("LOGNAME", "ada")
 
@@ -99,20 +99,20 @@ def typed(monkeypatch, capsys):
 
 
 @pytest.mark.timeout(300)
-def test_every_command_prints_what_the_page_says(typed, tmp_path, log_colour_run):
+def test_commands_print_the_output_of_the_page(typed, tmp_path, log_colour_run):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
-    happens = Happenings(tmp_path, log_colour_run)
+    run_event = Events(tmp_path, log_colour_run)
     commands = 0
-    for line, said in steps():
+    for line, output in steps():
         if line.startswith("# "):
-            happens(line)
+            run_event(line)
             continue
         assert line.startswith(PROMPT)
         commands += 1
-        assert comparable(typed(line)) == comparable(said), line
+        assert comparable(typed(line)) == comparable(output), line
     assert commands > 20
 
 
-def test_every_verb_and_every_fault_has_its_place():
+def test_every_subcommand_and_fault_is_on_the_page():
     for verb in ("list", "show", "register", "promote", "compare", "rollback", "history", "verify", "archive"):
         assert f"{PROMPT}model_registry.py {verb}" in PAGE

@@ -82,7 +82,7 @@ def test_the_life_of_a_model_on_a_guarded_server(annas, monkeypatch):
     assert registry.load("Production").bundle.predict(images).argmax(axis=1).tolist() == [0, 1, 2]
     assert registry.rollback("only a test").version == 1
     table = registry.history()
-    assert set(table["who"]) == {"anna"}
+    assert set(table["user"]) == {"anna"}
     assert [(row["version"], row["to"]) for _, row in table.iterrows()] == [
         (1, "None"),
         (1, "Production"),
@@ -94,7 +94,7 @@ def test_the_life_of_a_model_on_a_guarded_server(annas, monkeypatch):
     ]
 
 
-def test_who_may_only_read_changes_nothing(annas, monkeypatch, log_colour_run):
+def test_a_user_with_read_access_changes_nothing(annas, monkeypatch, log_colour_run):
     be(monkeypatch, "bert")
     registry = ModelRegistry(annas)
     before = registry.list_versions()
@@ -117,14 +117,14 @@ def test_who_may_only_read_changes_nothing(annas, monkeypatch, log_colour_run):
 @pytest.mark.parametrize(
     ("user", "password"), [("", ""), ("anna", ""), ("anna", "a wrong one"), ("nobody", "the password of nobody")]
 )
-def test_who_is_not_known_is_told_so(server, monkeypatch, user, password):
+def test_an_unknown_user_is_refused(server, monkeypatch, user, password):
     be(monkeypatch, user, password)
     with pytest.raises(TrackingError) as caught:
         connect(server)
     assert str(caught.value) == f"MLflow at {server} cannot be used: {LOCKED_OUT}"
 
 
-def test_who_is_no_longer_known_is_told_so(annas, monkeypatch, capsys):
+def test_a_removed_user_is_refused(annas, monkeypatch, capsys):
     be(monkeypatch, "anna")
     registry = ModelRegistry(annas)
     registry.list_versions()

@@ -1,1 +1,2 @@
-"""The workshop of model_registry: what a version is, how it moves, how versions are chosen and compared."""
+"""Versions of a registered model: versions < stages, run_selection, bundles < formatting < external_versions <
+registration; mcnemar < metrics, latency < evaluation_data < comparison < promotion_gate, plots."""

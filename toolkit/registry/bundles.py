@@ -1,10 +1,12 @@
-"""Bringing a bundle from where MLflow keeps it to a folder on this machine, and checking it there."""
+"""Bundles of versions: download, verification, cache, loading."""
 
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from toolkit.bundle.files import DIGEST_TAG, verify_bundle
@@ -21,21 +23,59 @@ from toolkit.tracking.connection import (
 )
 from toolkit.tracking.errors import reason_of
 
+if TYPE_CHECKING:  # with torch, seconds of import that only loading needs
+    from toolkit.bundle.program import Bundle
+
 FILE_SECONDS = 30  # until the first bytes of a file, which a server may have to fetch from elsewhere itself
 
 
-@contextmanager
-def download(client: MlflowClient, location: str) -> Iterator[Path]:
-    """The bundle at an artifact location as a folder, which is gone afterwards when it was a copy.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A version with its bundle, verified and ready to predict; ``size`` in bytes, on disk."""
 
-    Files that lie on this machine already are used where they are.
+    version: Version
+    bundle: "Bundle"
+    size: int
+
+
+def load_version(client: MlflowClient, version: Version, cache: Path | None = None) -> LoadedModel:
+    """Download a version's bundle, check it against the version's digest, and load it.
+
+    Parameters
+    ----------
+    client
+        Client of the store.
+    version
+        The version.
+    cache
+        A folder of bundles by digest, from which the program is read when it is first run; None: no cache.
 
     Raises
     ------
     BundleError
-        The store says that nothing is there.
+        The bundle is missing, altered or cannot be loaded; the message names the version.
+    """
+    from toolkit.bundle.program import load_bundle, open_bundle_lazily
+
+    location = version_location(client, version)
+    with naming_version(version), download_cached(client, location, version.digest, cache) as folder:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        read = open_bundle_lazily if cache and version.digest else load_bundle
+        return LoadedModel(version, read(folder, version.digest), size)
+
+
+@contextmanager
+def download(client: MlflowClient, location: str) -> Iterator[Path]:
+    """The bundle at an artifact location as a folder; a downloaded copy is removed afterwards.
+
+    Files on this machine are used in place.
+
+    Raises
+    ------
+    BundleError
+        The store has no files at the location.
     TrackingError
-        The store does not answer, breaks off or refuses, so nothing can be said about the bundle.
+        The store does not answer, breaks off or refuses.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         yield _download(client, location, None if _is_local(location) else Path(scratch))
@@ -43,7 +83,7 @@ def download(client: MlflowClient, location: str) -> Iterator[Path]:
 
 @contextmanager
 def download_cached(client: MlflowClient, location: str, digest: str, cache: Path | None) -> Iterator[Path]:
-    """As ``fetched``, from a folder of bundles by digest when there is one; what is altered there is fetched anew."""
+    """As ``download``, through a folder of bundles by digest, where altered ones are downloaded again."""
     if cache is None or not digest:
         with download(client, location) as folder:
             yield folder
@@ -65,13 +105,13 @@ def download_cached(client: MlflowClient, location: str, digest: str, cache: Pat
 
 
 def verify(client: MlflowClient, version: Version) -> None:
-    """Fetch a version's bundle and check it, without running it."""
+    """Download a version's bundle and check it, without running it."""
     with naming_version(version), download(client, version_location(client, version)) as folder:
         verify_bundle(folder, version.digest)
 
 
 def model_location(client: MlflowClient, model_id: str) -> str:
-    """Where the files of one of MLflow's logged models are."""
+    """Location of the files of a logged model."""
     with mlflow_call(f"find the model {model_id}", timeout=ANSWER_SECONDS):
         try:
             return str(client.get_logged_model(model_id).artifact_location)
@@ -82,17 +122,17 @@ def model_location(client: MlflowClient, model_id: str) -> str:
 
 
 def version_location(client: MlflowClient, version: Version) -> str:
-    """Where the files of a version are."""
+    """Location of the files of a version."""
     with mlflow_call(f"find the files of v{version.version}", timeout=ANSWER_SECONDS):
         location = str(client.get_model_version_download_uri(version.name, str(version.version)))
-    if location.startswith(("models:/", "runs:/")) and version.model_id:  # which the store left to be resolved
+    if location.startswith(("models:/", "runs:/")) and version.model_id:  # left unresolved by the store
         return model_location(client, version.model_id)
     return location
 
 
 @contextmanager
 def naming_version(version: Version) -> Iterator[None]:
-    """Name the version that an error of its bundle is about."""
+    """Add the version to an error about its bundle."""
     try:
         yield
     except BundleError as error:
@@ -100,14 +140,14 @@ def naming_version(version: Version) -> Iterator[None]:
 
 
 def _help(version: Version) -> str:
-    """What helps with a version that another tool registered."""
+    """Advice for a version that another tool registered."""
     if DIGEST_TAG in version.tags:
         return ""
     if version.digest and version.run_id:
         again = command_line("model_registry", f"register --run {version.run_id}")
         return f"; another tool registered it, and the run's own model is registered by: {again}"
     register = command_line("model_registry", "register")
-    return f"; another tool registered it, and none of ours made it: {register} takes one of ours"
+    return f"; another tool registered it, and no training of this project made it: {register} takes one of these"
 
 
 def _is_intact(folder: Path, digest: str) -> bool:

@@ -1,4 +1,4 @@
-"""Model versions side by side: measured in the same way, and a table with a row for each."""
+"""Model versions side by side, measured in the same way, as a table with a row for each."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,30 +10,30 @@ import pandas as pd
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.files import Card
+from toolkit.registry.bundles import LoadedModel
 from toolkit.registry.evaluation_data import predict_all, read_labelled
 from toolkit.registry.latency import measure_latencies
 from toolkit.registry.mcnemar import PairedCounts, on_shared, pair_by_hash
 from toolkit.registry.metrics import accuracy_of, scores_of
-from toolkit.registry.opening import LoadedModel
 from toolkit.registry.versions import Version
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version with what it is compared by.
+    """A version with its measurements.
 
     Parameters
     ----------
     version, card
-        As registered, and out of its bundle.
+        The registered version, and the card of its bundle.
     baseline
-        What it did on the images that it is compared on.
+        Its results on the images of the comparison.
     size
-        Of its bundle in bytes.
+        Size of its bundle in bytes.
     latency_ms
-        Milliseconds for one image, measured beside the others; None where it was not.
+        Milliseconds for one image, measured in turn with the others; None: not measured.
     held_out
-        What it did on all images that it held out, where it is compared on some of them.
+        Its results on all images that it held out, where the comparison is on some of them.
     """
 
     version: Version
@@ -46,16 +46,16 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What there is to draw of one version.
+    """The data of one version in a plot.
 
     Parameters
     ----------
     name
-        Such as ``v3``.
+        Name such as ``v3``.
     baseline
-        What it did on its images.
+        Its results.
     paired
-        The first version and this one on the images that both did; None for the first.
+        Agreement with the first version on shared images; None for the first.
     """
 
     name: str
@@ -64,15 +64,19 @@ class Column:
 
 
 def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:
-    """Versions with what they are compared by, all measured in the same way.
+    """Measure versions in the same way.
 
     Parameters
     ----------
     models
-        Which.
+        The loaded versions.
     data
-        A folder of labelled images that all of them are run on. When None, they are compared on the
-        images that all of them held out; where there is none, each on those that it held out itself.
+        A folder of labelled images to run all of them on. None: they are compared on the images that all of
+        them held out or, where there are none, each on its own held-out images.
+
+    Returns
+    -------
+    One candidate a version, in the order of the versions.
     """
     bundles = [model.bundle for model in models]
     held_out = [bundle.baseline for bundle in bundles]
@@ -84,14 +88,14 @@ def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate
             baseline,
             model.size,
             latency,
-            None if data or whole is baseline else whole,
+            None if data or own is baseline else own,
         )
-        for model, baseline, latency, whole in zip(models, baselines, measure_latencies(bundles), held_out, strict=True)
+        for model, baseline, latency, own in zip(models, baselines, measure_latencies(bundles), held_out, strict=True)
     ]
 
 
 def on_the_same(candidates: Sequence[Candidate]) -> bool:
-    """Whether all figures of the versions are about the same images."""
+    """Whether all versions were measured on the same images."""
     return all(
         pair_by_hash(candidates[0].baseline, each.baseline).whole.images
         == each.baseline.size
@@ -100,8 +104,8 @@ def on_the_same(candidates: Sequence[Candidate]) -> bool:
     )
 
 
-def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
-    """One row a version; the paired figures are against the first, which has none of its own.
+def comparison_frame(candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """A table with one row a version; paired metrics are against the first, which has none.
 
     Columns that begin with ``setting.`` and ``data.`` are those in which the versions differ.
     """
@@ -121,7 +125,7 @@ def side_by_side(candidates: Sequence[Candidate]) -> pd.DataFrame:
 
 
 def columns(candidates: Sequence[Candidate]) -> list[Column]:
-    """What there is to draw of each; the paired figures are against the first."""
+    """The data of each version for a plot; pairs are with the first."""
     first = candidates[0]
     return [
         Column(
@@ -134,7 +138,7 @@ def columns(candidates: Sequence[Candidate]) -> list[Column]:
 
 
 def differing(values: Iterable[dict[str, Any]]) -> list[str]:
-    """The names whose values are not the same in all.
+    """The names with different values.
 
     >>> differing([{"seed": 1, "epochs": 5}, {"seed": 2, "epochs": 5}, {"seed": 1}])
     ['epochs', 'seed']

@@ -1,7 +1,7 @@
-"""A folder of labelled images, and what models answer about them.
+"""A folder of labelled images, and the predictions of models for them.
 
-Versions that were trained on other data, or at other sizes, are compared on the same images: each
-file is read once, decoded for each image size by the one decoder, and shown to every program.
+Versions that were trained on different data, or at different sizes, are compared on the same images: each
+file is read once, decoded for each image size, and run through every program.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ from toolkit.images.folders import find_parts, list_files, sub_folders
 from toolkit.registry.latency import at_most_threads
 from toolkit.system.metrics import usable_cores
 
-TEST = "test"  # the part whose images no version was trained on
-BATCH = 64  # images that are in memory at a time, and that a program answers at once
-NAMED = 3  # images that are named of those that were skipped
-MOST_LINES, IMAGES_A_LINE = 10, 1000  # of progress where there is no terminal: at most, and at least
+TEST = "test"  # the part that no version was trained on
+BATCH = 64  # images in memory at a time
+MAX_NAMED = 3  # skipped images named in a message
+MAX_LINES, IMAGES_A_LINE = 10, 1000  # of progress without a terminal: at most, and at least
 
 
 @dataclass(frozen=True, order=True)
 class LabelledImage:
-    """A file that should be an image, and the class it belongs to."""
+    """An image file and its class."""
 
-    of: str
+    label: str
     path: Path
 
 
@@ -92,11 +92,11 @@ def read_labelled(folder: Path) -> list[LabelledImage]:
 
 
 def predict_all(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> list[Baseline]:
-    """What each program answers about the same images.
+    """Predict the same images with each program.
 
-    Each file is read once; a few dozen images are in memory at a time. Broken images are
-    skipped, exact duplicates count once, under the first of their classes; both are said. An image
-    whose class a bundle does not know, by exactly its name, is left out of that bundle's answers.
+    Each file is read once; a few dozen images are in memory at a time. Broken images are skipped and exact
+    duplicates count once, under the first of their classes; both are reported. An image of a class that a
+    bundle does not know, by exactly its name, is left out of that bundle's predictions.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def predict_all(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> l
     Returns
     -------
     One baseline a bundle, in the order of the bundles, without statistics. An image's hash is that
-    of its file, as in the baselines of a training, so ``paired.pair`` finds what versions share.
+    of its file, as in the baselines of a training, so ``mcnemar.pair_by_hash`` finds the shared images.
 
     Raises
     ------
@@ -117,19 +117,19 @@ def predict_all(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> l
     """
     images = _of_known_classes(bundles, images)
     sizes = sorted({bundle.card.image_size for bundle in bundles})
-    gathered, sieve = [_PredictionCollector(bundle) for bundle in bundles], _Deduplicator()
-    with at_most_threads(usable_cores()), closing(_decoded(images, sizes)) as batches:
+    collectors, deduplicator = [_PredictionCollector(bundle) for bundle in bundles], _Deduplicator()
+    with at_most_threads(usable_cores()), closing(_decode_batches(images, sizes)) as batches:
         for batch in batches:
-            usable = [image for image in batch if sieve.passes(image)]
-            for answers in gathered:
-                answers.add(usable)
-    sieve.report()
-    return [answers.baseline() for answers in gathered]
+            usable = [image for image in batch if deduplicator.accepts(image)]
+            for collector in collectors:
+                collector.add(usable)
+    deduplicator.report()
+    return [collector.baseline() for collector in collectors]
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """An image that was read: its pixels by size, uint8 (size, size, 3), or the reason why there are none."""
+class _Decoded:
+    """A decoded image: its pixels by size, uint8 (size, size, 3), or the reason why there are none."""
 
     source: LabelledImage
     digest: str = ""
@@ -138,59 +138,59 @@ class _Read:
 
 
 class _PredictionCollector:
-    """What one program answers, gathered batch by batch."""
+    """The predictions of one program, batch by batch."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._size = bundle, bundle.card.image_size
-        self._label_of = {class_name(name): label for label, name in enumerate(bundle.card.classes)}
-        self._probabilities = [np.zeros((0, len(self._label_of)), np.float16)]
-        self._labels: list[int] = []
+        self._index_of = {class_name(name): index for index, name in enumerate(bundle.card.classes)}
+        self._probabilities = [np.zeros((0, len(self._index_of)), np.float16)]
+        self._indices: list[int] = []
         self._hashes: list[str] = []
 
-    def add(self, images: Sequence[_Read]) -> None:
-        """Ask about those images whose class the program knows."""
-        mine = [image for image in images if image.source.of in self._label_of]
-        if not mine:
+    def add(self, images: Sequence[_Decoded]) -> None:
+        """Predict the images of classes that the program knows."""
+        known = [image for image in images if image.source.label in self._index_of]
+        if not known:
             return
-        pixels = np.stack([image.pixels[self._size] for image in mine])  # (n, size, size, 3)
+        pixels = np.stack([image.pixels[self._size] for image in known])  # (n, size, size, 3)
         self._probabilities.append(self._bundle.predict(pixels).astype(np.float16))  # as a baseline rounds
-        self._labels += [self._label_of[image.source.of] for image in mine]
-        self._hashes += [image.digest for image in mine]
+        self._indices += [self._index_of[image.source.label] for image in known]
+        self._hashes += [image.digest for image in known]
 
     def baseline(self) -> Baseline:
-        """All answers."""
+        """All predictions as a baseline."""
         return Baseline(
             classes=self._bundle.card.classes,
             probabilities=np.concatenate(self._probabilities),
-            labels=np.array(self._labels, np.int64),
+            labels=np.array(self._indices, np.int64),
             hashes=np.array(self._hashes, np.str_),
         )
 
 
 class _Deduplicator:
-    """Lets each image pass once and holds back what is broken."""
+    """Accepts each image once and collects the broken ones."""
 
     def __init__(self) -> None:
         self._class_of: dict[str, str] = {}  # by hash
         self._duplicates = self._contradictions = 0
-        self._broken: list[_Read] = []
+        self._broken: list[_Decoded] = []
 
-    def passes(self, image: _Read) -> bool:
-        """Whether an image can be used and was not seen before."""
+    def accepts(self, image: _Decoded) -> bool:
+        """Whether an image is intact and new."""
         if image.reason:
             self._broken.append(image)
             return False
         if image.digest in self._class_of:
             self._duplicates += 1
-            self._contradictions += self._class_of[image.digest] != image.source.of
+            self._contradictions += self._class_of[image.digest] != image.source.label
             return False
-        self._class_of[image.digest] = image.source.of
+        self._class_of[image.digest] = image.source.label
         return True
 
     def report(self) -> None:
-        """Say what was held back; a DataError when nothing passed."""
-        named = "; ".join(f"{display_name(image.source.path)}: {image.reason}" for image in self._broken[:NAMED])
-        more = "" if len(self._broken) <= NAMED else f"; and {len(self._broken) - NAMED:,} more"
+        """Print what was left out; ``DataError`` when no image was accepted."""
+        named = "; ".join(f"{display_name(image.source.path)}: {image.reason}" for image in self._broken[:MAX_NAMED])
+        more = "" if len(self._broken) <= MAX_NAMED else f"; and {len(self._broken) - MAX_NAMED:,} more"
         if not self._class_of:
             raise DataError(f"not one image can be used: {named}{more}")
         if self._broken:
@@ -201,7 +201,7 @@ class _Deduplicator:
 
 
 def _above_classes(folder: Path) -> list[Path]:
-    """The folders whose sub-folders are the classes: the one that was given, or test/ in it."""
+    """The folders of classes: the given one, or test/ in it."""
     parts = find_parts(folder)
     if not parts[0][0]:
         return [folder]
@@ -219,52 +219,54 @@ def _above_classes(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[LabelledImage]:
-    """The images of a class: all files below its folder that end as an image does."""
+    """The images of a class: all files below its folder with the suffix of an image."""
     paths = list_files(folder, SUFFIXES).files
     return [LabelledImage(class_name(folder.name), path) for path in paths if path.suffix.lower() in SUFFIXES]
 
 
 def _of_known_classes(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """The images of classes that some bundle knows; what is left out is said."""
-    known_to = [{class_name(name) for name in bundle.card.classes} for bundle in bundles]
-    ours = dict.fromkeys(class_name(name) for bundle in bundles for name in bundle.card.classes)
-    theirs = dict.fromkeys(image.of for image in images)
-    chosen = [image for image in images if image.of in ours]
+    """The images of classes that some bundle knows; the others are reported."""
+    known = [{class_name(name) for name in bundle.card.classes} for bundle in bundles]
+    model_classes = dict.fromkeys(class_name(name) for bundle in bundles for name in bundle.card.classes)
+    image_classes = dict.fromkeys(image.label for image in images)
+    chosen = [image for image in images if image.label in model_classes]
     if not chosen:
-        there = suggest(ours, next(iter(theirs), ""))
-        raise DataError(f"no model knows a class of the images, {suggest(theirs)}; the models know: {there}")
-    if strange := [name for name in theirs if name not in ours]:
-        echo(f"left out {_count(len(images) - len(chosen), 'image')} of classes no model knows: {suggest(strange)}")
-    if half := [name for name in theirs if 0 < sum(name in classes for classes in known_to) < len(bundles)]:
-        echo(f"some models do not know these classes, and are not measured on them: {suggest(half)}")
+        known_classes = suggest(model_classes, next(iter(image_classes), ""))
+        raise DataError(
+            f"no model knows a class of the images, {suggest(image_classes)}; the models know: {known_classes}"
+        )
+    if unknown := [name for name in image_classes if name not in model_classes]:
+        echo(f"left out {_count(len(images) - len(chosen), 'image')} of classes no model knows: {suggest(unknown)}")
+    if partly := [name for name in image_classes if 0 < sum(name in classes for classes in known) < len(bundles)]:
+        echo(f"some models do not know these classes, and are not measured on them: {suggest(partly)}")
     return chosen
 
 
-def _decoded(images: Sequence[LabelledImage], sizes: Sequence[int]) -> Generator[list[_Read], None, None]:
-    """Batches of images in order, each decoded by all cores before the programs take over."""
-    label, every = bar_label("evaluating"), max(IMAGES_A_LINE, -(-len(images) // MOST_LINES))
+def _decode_batches(images: Sequence[LabelledImage], sizes: Sequence[int]) -> Generator[list[_Decoded], None, None]:
+    """Batches of images in order, each decoded on all cores before the programs run."""
+    label, every = bar_label("evaluating"), max(IMAGES_A_LINE, -(-len(images) // MAX_LINES))
     with (
         ThreadPoolExecutor(usable_cores()) as pool,  # Pillow releases the interpreter's lock
         tqdm(total=len(images), desc=label, unit="image", leave=False, disable=label is None) as progress,
     ):
         done = 0
         for start in range(0, len(images), BATCH):
-            yield list(pool.map(partial(_read, sizes=sizes), images[start : start + BATCH]))
+            yield list(pool.map(partial(_decode, sizes=sizes), images[start : start + BATCH]))
             before, done = done, min(start + BATCH, len(images))
             progress.update(done - before)
             if label is None and done // every > before // every:
                 echo(f"evaluated {done:,} of {len(images):,} images")
 
 
-def _read(source: LabelledImage, sizes: Sequence[int]) -> _Read:
+def _decode(source: LabelledImage, sizes: Sequence[int]) -> _Decoded:
     try:
         data = source.path.read_bytes()
         pixels = {size: load_image(data, size).pixels for size in sizes}
     except OSError as error:
-        return _Read(source, reason=f"it cannot be read: {error.strerror or first_line(error)}")
+        return _Decoded(source, reason=f"it cannot be read: {error.strerror or first_line(error)}")
     except ImageError as error:
-        return _Read(source, reason=first_line(error))
-    return _Read(source, hashlib.sha256(data).hexdigest(), pixels)
+        return _Decoded(source, reason=first_line(error))
+    return _Decoded(source, hashlib.sha256(data).hexdigest(), pixels)
 
 
 def _count(number: int, noun: str) -> str:

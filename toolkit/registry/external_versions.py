@@ -1,7 +1,7 @@
 """Versions that another tool registered, such as MLflow's own pages or client.
 
-Such a version has no digest of its own. The training that made its bundle recorded one, on the run and on
-the logged model; what verifies against that is as good as what ``register`` makes.
+Such a version has no digest. The training that made its bundle recorded one, on the run and on the logged
+model; a bundle that matches it is as good as one that ``register`` verified.
 """
 
 import json
@@ -13,22 +13,22 @@ from toolkit.bundle.files import DIGEST_TAG, verify_bundle
 from toolkit.registry.bundles import download, naming_version, version_location
 from toolkit.registry.formatting import version_description
 from toolkit.registry.run_selection import is_finite, model_of
-from toolkit.registry.versions import METRICS_TAG, MISSING, MODEL_TAG, Version
+from toolkit.registry.versions import METRICS_TAG, MISSING_OR_INVALID, MODEL_TAG, Version
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 ANOTHER_TOOL = "another tool"
 
 
 def recognised(client: MlflowClient, version: Version) -> Version:
-    """A version with the model and the digest that its training recorded, where it has none itself.
+    """A version with the model and the digest of its training, where it has none itself.
 
-    Reads one or two records of MLflow, and only for what another tool registered; writes nothing. The
-    digest stays empty when no training of this project made the version.
+    Reads one or two records of MLflow, only for versions of other tools; writes nothing. The digest
+    stays empty when no training of this project made the version.
     """
     if version.digest:
         return version
     model_id, digest = version.model_id, ""
-    with mlflow_call(f"read what was recorded of v{version.version}", timeout=ANSWER_SECONDS):
+    with mlflow_call(f"read the records of v{version.version}", timeout=ANSWER_SECONDS):
         if model_id:
             with _unless_missing():
                 digest = client.get_logged_model(model_id).tags.get(DIGEST_TAG, "")
@@ -40,17 +40,17 @@ def recognised(client: MlflowClient, version: Version) -> Version:
 
 
 def adopt(client: MlflowClient, version: Version) -> bool:
-    """Verify a version that another tool registered and record on it what ``register`` would have.
+    """Verify a version that another tool registered and set the tags that ``register`` sets.
 
     Returns
     -------
     bool
-        False when there was nothing to record.
+        Whether tags were set; False when they were there.
 
     Raises
     ------
     BundleError
-        It does not verify; the message says what helps.
+        The bundle is not intact; the message has the remedy.
     """
     if DIGEST_TAG in version.tags:
         return False
@@ -63,7 +63,7 @@ def adopt(client: MlflowClient, version: Version) -> bool:
         MODEL_TAG: version.model_id,
         DIGEST_TAG: version.digest,  # last: a version that has it has all
     }
-    with mlflow_call(f"record what v{version.version} is", timeout=ANSWER_SECONDS):
+    with mlflow_call(f"set the tags of v{version.version}", timeout=ANSWER_SECONDS):
         if not version.description:
             text = version_description(card, baseline, f"registered by {ANOTHER_TOOL}", version.run_id)
             client.update_model_version(version.name, str(version.version), text)
@@ -74,9 +74,9 @@ def adopt(client: MlflowClient, version: Version) -> bool:
 
 @contextmanager
 def _unless_missing() -> Iterator[None]:
-    """Where nothing is there, nothing was recorded."""
+    """Ignore a missing record."""
     try:
         yield
     except MlflowException as error:
-        if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):
+        if error.error_code not in MISSING_OR_INVALID:
             raise

@@ -1,4 +1,4 @@
-"""How versions look to people: tables and pages in a terminal, the description on MLflow's page."""
+"""Versions as text: tables on a terminal, and the description on MLflow's page."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -8,27 +8,27 @@ from toolkit.bundle.files import Card
 from toolkit.cli import terminal
 from toolkit.registry.versions import Version
 
-if TYPE_CHECKING:  # half a second of import that only those who compare need
+if TYPE_CHECKING:  # half a second of import that only comparisons need
     import pandas as pd
 
-MOST_CLASSES = 10  # named in a description
-# Columns of a comparison that have _low and _high beside them.
+MAX_CLASSES = 10  # named in a description
+# Columns of a comparison with an interval in _low and _high.
 INTERVALS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "difference")
 
 
 def version_description(card: Card, baseline: Baseline, choice: str, run: str) -> str:
-    """What MLflow's page of a version says about it, in Markdown.
+    """The description of a version on MLflow's page, in Markdown.
 
     Parameters
     ----------
     card, baseline
-        Out of the version's bundle.
+        From the version's bundle.
     choice
-        Why this run was chosen.
+        Reason why the run was chosen.
     run
-        The run's id, or a link to its page.
+        Id of the run, or a link to its page.
     """
-    classes = ", ".join(card.classes[:MOST_CLASSES]) + (", ..." if len(card.classes) > MOST_CLASSES else "")
+    classes = ", ".join(card.classes[:MAX_CLASSES]) + (", ..." if len(card.classes) > MAX_CLASSES else "")
     measured = [f"{name} {item.value:.4g} ({item.images} images)" for name, item in sorted(card.metrics.items())]
     settings = ", ".join(f"{name} {number_text(value)}" for name, value in sorted(card.settings.items()))
     lines = {
@@ -81,12 +81,12 @@ def version_text(version: Version) -> str:
 
 
 def comparison_table(table: "pd.DataFrame") -> str:
-    """Versions as columns: there are more figures than a line holds.
+    """A comparison with versions as columns, since it has more metrics than a line holds.
 
     Parameters
     ----------
     table
-        From ``comparison.side_by_side``.
+        The table of ``comparison.comparison_frame``.
     """
     table = table.astype(object).where(table.notna(), None)
     special = {
@@ -106,9 +106,9 @@ def _with_bounds(row: "pd.Series", name: str) -> str:
 
 
 def number_text(value: Any) -> str:
-    """A value as a table shows it: nothing for what was not measured.
+    """A value in a table; empty for a missing one.
 
-    >>> figure(0.98765), figure(300), figure(None), figure(float("nan"))
+    >>> number_text(0.98765), number_text(300), number_text(None), number_text(float("nan"))
     ('0.9877', '300', '', '')
     """
     if value is None or value != value:  # NaN

@@ -1,4 +1,4 @@
-"""How long programs take for one image, side by side on this machine."""
+"""Latency of programs for one image, measured in turn on this machine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,24 +19,24 @@ SEED = 0  # of the images
 def measure_latencies(
     bundles: Sequence[Bundle], *, repetitions: int = 15, clock: Callable[[], float] = perf_counter
 ) -> list[float]:
-    """Milliseconds that each program takes for one image: the median of several rounds.
+    """Milliseconds of each program for one image: the median of several rounds.
 
-    The figures are of this machine and of torch in float32, and are for comparison with each other
-    only: a service may run the same program several times as fast. The programs take turns, one
-    image each a round, so that other work on the machine slows all of them alike.
+    The latencies are of torch in float32 on this machine, for comparison with each other only: a service
+    may run the same program several times as fast. The programs take turns, one image each a round, so
+    that other load on the machine slows all of them alike.
 
     Parameters
     ----------
     bundles
-        Whose programs; each is given noise of its own image size, as a batch of one.
+        Bundles with the programs; each gets noise of its own image size, as a batch of one.
     repetitions
-        Rounds that are counted, at least 1.
+        Rounds that count, at least 1.
     clock
-        The time in seconds.
+        Gives the time in seconds.
 
     Returns
     -------
-    One figure a bundle, in milliseconds, in the order of the bundles.
+    Milliseconds, one number a bundle, in their order.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def measure_latencies(
     --------
     Two versions, the second at half the side::
 
-        latencies([registry.load(1).bundle, registry.load(2).bundle])  # such as [21.3, 6.0]
+        measure_latencies([registry.load(1).bundle, registry.load(2).bundle])  # such as [21.3, 6.0]
     """
     if repetitions < 1:
         raise SettingsError(f"repetitions must be at least 1, got {repetitions}")
@@ -64,7 +64,7 @@ def measure_latencies(
 
 @contextmanager
 def at_most_threads(count: int) -> Iterator[None]:
-    """Let torch use no more threads for one operation; it counts a container's cores without regard to its quota."""
+    """Limit the threads of torch, which ignores the CPU quota of a container."""
     before = torch.get_num_threads()
     torch.set_num_threads(min(before, count))
     try:

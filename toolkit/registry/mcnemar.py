@@ -1,8 +1,8 @@
-"""Two versions on the same images, image by image.
+"""McNemar's comparison of two versions, image by image.
 
-An image's content decides whether it is held out, so versions share held-out images that none of
-them has seen. Two separate accuracies leave the luck of the images in their difference; compared
-image by image only the disagreements count, which tells much smaller differences apart.
+An image's content decides whether it is held out, so versions share held-out images that none of them has
+seen. The difference of two separate accuracies has the variance of both samples; compared image by image
+only the disagreements count, so that much smaller differences become significant.
 """
 
 import math
@@ -17,19 +17,19 @@ from toolkit.bundle.baseline import Baseline
 from toolkit.statistics.intervals import mcnemar
 
 CONFIDENCE = 0.95
-Outcomes = dict[tuple[str, str], bool]  # whether the image with that content hash and true class was classified rightly
+Outcomes = dict[tuple[str, str], bool]  # by content hash and true class: whether the prediction was correct
 
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """How two versions agree on a number of images.
+    """Agreement of two versions on a number of images.
 
     Parameters
     ----------
     both, neither
-        Images that both, and that none of them classified rightly.
+        Images that both, and that none of them classified correctly.
     lost, gained
-        Images that only the first, and only the second, classified rightly.
+        Images that only the first, and only the second, classified correctly.
     """
 
     both: int = 0
@@ -39,31 +39,31 @@ class PairedCounts:
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return self.both + self.lost + self.gained + self.neither
 
     @property
     def accuracies(self) -> tuple[float, float]:
-        """Of the first and of the second version, on these images; NaN when there is none."""
+        """Accuracy of the first and of the second version; NaN without images."""
         if not self.images:
             return math.nan, math.nan
         return (self.both + self.lost) / self.images, (self.both + self.gained) / self.images
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test that both are right equally often; NaN when there is no image.
+        """McNemar's exact test that both are correct equally often; NaN without images.
 
-        >>> Tally(both=13, lost=1, gained=6).p_value
+        >>> PairedCounts(both=13, lost=1, gained=6).p_value
         0.125
         """
         return mcnemar(self.lost, self.gained) if self.images else math.nan
 
     @property
     def difference(self) -> tuple[float, float, float]:
-        """The second accuracy less the first, with a 95 % interval; NaN when there is no image.
+        """The second accuracy minus the first, and its 95 % interval; NaN without images.
 
-        The interval is Wald's after half an image was added to each of the four counts, which keeps
-        its promise for small samples too.
+        The interval is Wald's after adding half an image to each of the four counts, which keeps its coverage
+        for small samples too.
 
         References
         ----------
@@ -72,7 +72,7 @@ class PairedCounts:
 
         Examples
         --------
-        >>> [round(value, 4) for value in Tally(both=80, lost=2, gained=8, neither=10).difference]
+        >>> [round(value, 4) for value in PairedCounts(both=80, lost=2, gained=8, neither=10).difference]
         [0.06, -0.0039, 0.1215]
         """
         if not self.images:
@@ -94,7 +94,7 @@ class PairedComparison:
 
     Examples
     --------
-    >>> Paired({"cat": Tally(both=4, lost=1), "dog": Tally(both=5)}).whole.images
+    >>> PairedComparison({"cat": PairedCounts(both=4, lost=1), "dog": PairedCounts(both=5)}).whole.images
     10
     """
 
@@ -108,19 +108,19 @@ class PairedComparison:
 
 def pair_by_hash(first: Baseline, second: Baseline) -> PairedComparison:
     """Compare two versions on the images that both were measured on under the same class name."""
-    before, after = _verdicts(first), _verdicts(second)
+    before, after = _outcomes(first), _outcomes(second)
     counts: dict[str, dict[tuple[bool, bool], int]] = {}
     for image in before.keys() & after.keys():
         outcomes = counts.setdefault(image[1], {})
         outcome = before[image], after[image]
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return PairedComparison({name: _tally(counts[name]) for name in sorted(counts)})
+    return PairedComparison({name: _paired_counts(counts[name]) for name in sorted(counts)})
 
 
 def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
-    """The part of each that is about the images which all were measured on under the same class name.
+    """The part of each baseline with the images that all have under the same class name.
 
-    Where there is no such image, the baselines as they are.
+    Without such images, the baselines as they are.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
     ]
 
 
-def _tally(outcomes: dict[tuple[bool, bool], int]) -> PairedCounts:
+def _paired_counts(outcomes: dict[tuple[bool, bool], int]) -> PairedCounts:
     return PairedCounts(
         both=outcomes.get((True, True), 0),
         lost=outcomes.get((True, False), 0),
@@ -149,13 +149,13 @@ def _tally(outcomes: dict[tuple[bool, bool], int]) -> PairedCounts:
     )
 
 
-def _verdicts(baseline: Baseline) -> Outcomes:
-    right = (baseline.predicted == baseline.labels).tolist()
-    return dict(zip(_names(baseline), right, strict=False))
+def _outcomes(baseline: Baseline) -> Outcomes:
+    correct = (baseline.predicted == baseline.labels).tolist()
+    return dict(zip(_names(baseline), correct, strict=False))
 
 
 def _names(baseline: Baseline) -> list[tuple[str, str]]:
-    """The content hash and the true class of each image; none where the hashes are not known."""
+    """The content hash and the true class of each image; empty without hashes."""
     if not len(baseline.hashes):
         return []
     return [

@@ -1,4 +1,4 @@
-"""How good a version is on its own, each figure with the interval that so many images allow."""
+"""Metrics of one version, each with a 95 % interval."""
 
 import math
 from typing import NamedTuple
@@ -18,7 +18,7 @@ Counts = NDArray[np.float64]  # (resamples, cells)
 
 
 class Score(NamedTuple):
-    """A figure and the bounds of its 95 % interval; all NaN where nothing was measured."""
+    """A metric and the bounds of its 95 % interval; all NaN where nothing was measured."""
 
     value: float
     low: float
@@ -28,19 +28,19 @@ class Score(NamedTuple):
 NOT_MEASURED = Score(math.nan, math.nan, math.nan)
 
 
-def share_score(right: int, images: int) -> Score:
-    """A share with its Wilson interval.
+def share_score(correct: int, images: int) -> Score:
+    """A proportion with its Wilson interval.
 
     Examples
     --------
     >>> [round(value, 4) for value in share_score(8, 10)]
     [0.8, 0.4902, 0.9433]
     """
-    return Score(right / images, *wilson(right, images, CONFIDENCE)) if images else NOT_MEASURED
+    return Score(correct / images, *wilson(correct, images, CONFIDENCE)) if images else NOT_MEASURED
 
 
 def accuracy_of(baseline: Baseline) -> Score:
-    """Share of the baseline's images that were classified rightly."""
+    """Accuracy on the baseline's images."""
     return share_score(int((baseline.predicted == baseline.labels).sum()), baseline.size)
 
 
@@ -63,7 +63,7 @@ def scores_of(baseline: Baseline) -> dict[str, Score]:
     """
     if not baseline.size:
         return dict.fromkeys(SCORES, NOT_MEASURED)
-    # An image matters only by its true and its predicted class, so cells of the confusion matrix are drawn.
+    # Only the true and the predicted class of an image matter, so cells of the confusion matrix are drawn.
     pairs = np.stack([baseline.labels, baseline.predicted], axis=1)  # (N, 2)
     cells, counts = np.unique(pairs, axis=0, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(baseline.size, counts / baseline.size, RESAMPLES)
@@ -77,12 +77,12 @@ def scores_of(baseline: Baseline) -> dict[str, Score]:
 
 
 def _weighted(counts: Counts, cells: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """(3, resamples): precision, recall and F1 of confusion matrices that are given by the counts of their cells."""
+    """(3, resamples): precision, recall and F1 of confusion matrices given by the counts of their cells."""
     true, predicted = cells[:, 0], cells[:, 1]
     support = counts @ _membership(true, classes)  # (resamples, K)
     chosen = counts @ _membership(predicted, classes)
-    right = (counts * (true == predicted)) @ _membership(true, classes)
-    return np.stack(weighted_scores(right, chosen, support))
+    correct = (counts * (true == predicted)) @ _membership(true, classes)
+    return np.stack(weighted_scores(correct, chosen, support))
 
 
 def _membership(classes_of: NDArray[np.int64], classes: int) -> csr_array:

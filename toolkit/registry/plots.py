@@ -1,4 +1,4 @@
-"""Versions side by side as one image, for a report."""
+"""A figure of versions side by side: accuracy, classes, calibration."""
 
 import math
 from collections.abc import Sequence
@@ -20,24 +20,23 @@ from toolkit.registry.metrics import Score, accuracy_of, share_score
 from toolkit.statistics.intervals import wilson
 
 DIFFERENCE = LinearSegmentedColormap.from_list("difference", [ORANGE, "white", BLUE])
-MOST_VERSIONS, MOST_CLASSES = 10, 20  # that one image has room for
+MAX_VERSIONS, MAX_CLASSES = 10, 20  # in one figure
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
-LEAST_DIFFERENCE = 0.05  # of accuracies, that has the full colour; less would paint noise
+MIN_FULL_DIFFERENCE = 0.05  # of accuracies, with the full colour; less would paint noise
 DARK = 0.6  # share of the full colour from which on a text is white
 WIDTH, ROW, MARGIN = 14.0, 0.36, 1.1  # inches: of the figure, of a version's line, of headings and axes
 NAMES, CLASS, CELL = 2.6, 0.27, 0.46  # inches, of classes: the names' width, a class's height, a version's width
-PANEL, GAP, LEGEND = 2.8, 0.6, 5.6  # inches: of a reliability diagram at most, beside it, and of their legend
+PANEL, GAP, LEGEND = 2.8, 0.6, 5.6  # inches: of a reliability diagram at most, between them, and of their legend
 
 
 def comparison_figure(columns: Sequence[Column]) -> Figure:
     """Accuracy, and what was gained and lost; accuracy by class; and calibration.
 
-    Above, each version is a line: its accuracy with the 95 % Wilson interval, the first version's as
-    a dashed line; the images that only it, and only the first, classified rightly, with McNemar's
+    Above, each version has a line: its accuracy with the 95 % Wilson interval, that of the first version as
+    a dashed line; the images that only it, and only the first, classified correctly, with McNemar's
     exact p-value. Below on the left is the accuracy by class, coloured by the difference from the first
-    version: the 20 classes in which the versions differ most, or, of one version, the 20 weakest. On
-    the right, a reliability diagram of each version tells how often answers of a confidence are right,
-    with the expected calibration error.
+    version: the 20 classes in which the versions differ most, or the 20 weakest of a single version. On
+    the right, each version has a reliability diagram with the expected calibration error.
 
     Parameters
     ----------
@@ -47,7 +46,7 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     Raises
     ------
     SettingsError
-        There are fewer or more.
+        The number of versions is out of range.
 
     Examples
     --------
@@ -57,8 +56,8 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
     >>> comparison_figure([Column("v1", one, None)]).get_suptitle()
     'v1 on 2 images'
     """
-    if not 1 <= len(columns) <= MOST_VERSIONS:
-        raise SettingsError(f"a figure compares 1 to {MOST_VERSIONS} versions, got {len(columns)}")
+    if not 1 <= len(columns) <= MAX_VERSIONS:
+        raise SettingsError(f"a plot compares 1 to {MAX_VERSIONS} versions, got {len(columns)}")
     table = _ByClass.of(columns)
     across = _across(len(columns))
     down = math.ceil(len(columns) / across)
@@ -78,20 +77,20 @@ def comparison_figure(columns: Sequence[Column]) -> Figure:
 
 @dataclass(frozen=True, eq=False)
 class _ByClass:
-    """The classes that are drawn: their names, and how many of their images each version classified rightly.
+    """The classes to draw: their names, and how many of their images each version classified correctly.
 
     Parameters
     ----------
     names
         R classes.
-    right, images
+    correct, images
         int64 (R, V), of V versions.
     known
-        How many classes have images, R or more.
+        Number of classes with images, R or more.
     """
 
     names: Sequence[str]
-    right: NDArray[np.int64]
+    correct: NDArray[np.int64]
     images: NDArray[np.int64]
     known: int
 
@@ -100,26 +99,26 @@ class _ByClass:
         """The classes in which versions differ most; of equal ones, the weakest."""
         names = list(dict.fromkeys(name for column in columns for name in column.baseline.classes))
         place = {name: row for row, name in enumerate(names)}
-        right, images = np.zeros((2, len(names), len(columns)), np.int64)
+        correct, images = np.zeros((2, len(names), len(columns)), np.int64)
         for index, column in enumerate(columns):
             labels, classes = column.baseline.labels, column.baseline.classes
             rows = [place[name] for name in classes]
             images[rows, index] = np.bincount(labels, minlength=len(classes))
-            right[rows, index] = np.bincount(labels[column.baseline.predicted == labels], minlength=len(classes))
+            correct[rows, index] = np.bincount(labels[column.baseline.predicted == labels], minlength=len(classes))
         known = np.flatnonzero(images.any(axis=1))
-        accuracy = _share(right[known], images[known])
+        accuracy = _share(correct[known], images[known])
         lowest, highest = np.nanmin(accuracy, axis=1), np.nanmax(accuracy, axis=1)
-        chosen = known[np.lexsort((lowest, lowest - highest))[:MOST_CLASSES]]
-        return cls([names[row] for row in chosen.tolist()], right[chosen], images[chosen], len(known))
+        chosen = known[np.lexsort((lowest, lowest - highest))[:MAX_CLASSES]]
+        return cls([names[row] for row in chosen.tolist()], correct[chosen], images[chosen], len(known))
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """(R, V); NaN where a version was given no image of the class."""
-        return _share(self.right, self.images)
+        """(R, V); NaN where a version has no image of the class."""
+        return _share(self.correct, self.images)
 
 
 def _lines(figure: SubFigure, columns: Sequence[Column]) -> None:
-    """A line a version, through charts that share it."""
+    """One line a version across the charts."""
     charts = [_accuracy, _lost_and_gained] if len(columns) > 1 else [_accuracy]
     row = figure.subplots(1, len(charts), sharey=True, squeeze=False)[0]
     for axes, draw in zip(row, charts, strict=True):
@@ -136,59 +135,59 @@ def _accuracy(axes: Axes, columns: Sequence[Column]) -> None:
     for row, column in enumerate(columns):
         size, (accuracy, low, high) = column.baseline.size, accuracy_of(column.baseline)
         if not size:
-            _beside(axes, row, "no images")
+            _note_right(axes, row, "no images")
             continue
         axes.hlines(row, low, high, color=BLUE, linewidth=2, alpha=0.5)
         axes.plot(accuracy, row, "o", color=BLUE, markersize=6)
-        _beside(axes, row, f"{accuracy:.3f} of {size:,}")
+        _note_right(axes, row, f"{accuracy:.3f} of {size:,}")
     if columns[0].baseline.size:
         axes.axvline(columns[0].baseline.accuracy, color=GREY, linestyle="--", linewidth=1, zorder=1)
     _accuracies(axes)
 
 
 def _lost_and_gained(axes: Axes, columns: Sequence[Column]) -> None:
-    """Diverging bars; what neither or both classified rightly tells nothing apart and is not drawn."""
+    """Diverging bars of the disagreements."""
     axes.set_title(f"images lost and gained against {class_label(columns[0].name)}", loc="left", fontsize=10)
-    tallies = [(row, column.paired) for row, column in enumerate(columns) if column.paired is not None]
-    for row, tally in tallies:
-        _beside(axes, row, _verdict(tally))
-        axes.barh(row, -tally.lost, height=0.6, color=ORANGE)
-        axes.barh(row, tally.gained, height=0.6, color=BLUE)
-        if tally.images:
-            _at(axes, -tally.lost, row, f"−{tally.lost:,}", left=True)
-            _at(axes, tally.gained, row, f"+{tally.gained:,}")
-    most = max([1, *(max(tally.lost, tally.gained) for _, tally in tallies)])
-    axes.set_xlim(-1.5 * most, 1.5 * most)  # room for the numbers
+    pairs = [(row, column.paired) for row, column in enumerate(columns) if column.paired is not None]
+    for row, counts in pairs:
+        _note_right(axes, row, _significance(counts))
+        axes.barh(row, -counts.lost, height=0.6, color=ORANGE)
+        axes.barh(row, counts.gained, height=0.6, color=BLUE)
+        if counts.images:
+            _note_at(axes, -counts.lost, row, f"−{counts.lost:,}", left=True)
+            _note_at(axes, counts.gained, row, f"+{counts.gained:,}")
+    longest = max([1, *(max(counts.lost, counts.gained) for _, counts in pairs)])
+    axes.set_xlim(-1.5 * longest, 1.5 * longest)  # with space for the numbers
     axes.axvline(0, color=GREY, linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):,.0f}"))
     axes.grid(axis="x", alpha=0.25)
 
 
-def _verdict(tally: PairedCounts) -> str:
-    if not tally.images:
+def _significance(counts: PairedCounts) -> str:
+    if not counts.images:
         return "no shared images"
-    p = "p < 0.001" if tally.p_value < 0.001 else f"p = {tally.p_value:.3f}"
-    return f"{p}, {tally.images:,} shared"
+    p = "p < 0.001" if counts.p_value < 0.001 else f"p = {counts.p_value:.3f}"
+    return f"{p}, {counts.images:,} shared"
 
 
 def _classes(figure: SubFigure, columns: Sequence[Column], table: _ByClass, spare: float) -> None:
-    """A line a class, as high whether there are few or many, above an empty space of ``spare`` inches."""
+    """One line a class, of constant height, above an empty space of ``spare`` inches."""
     shown = len(table.names)
     axes, empty = figure.subplots(2, 1, height_ratios=(CLASS * max(shown, 1), spare or 1e-3))
     empty.set_axis_off()
     some = f": {shown} of {table.known} that {'differ most' if len(columns) > 1 else 'are weakest'}"
     axes.set_title(f"accuracy by class{some if shown < table.known else ''}", loc="left", fontsize=10)
     if not shown:
-        _nothing(axes)
+        _no_images(axes)
         return
     if len(columns) == 1:
         _classes_of_one(axes, table)
     else:
         _heat_map(axes, columns, table)
-    _beside(axes, -0.9, "images")
+    _note_right(axes, -0.9, "images")
     for row, counts in enumerate(table.images.tolist()):
-        _beside(axes, row, _span(counts))
+        _note_right(axes, row, _span(counts))
     axes.set_yticks(range(shown), [class_label(name) for name in table.names], fontsize=8)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -198,7 +197,7 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
     """A cell a class and version, with the accuracy as a number and the difference from the first as a colour."""
     accuracy = table.accuracy
     difference = accuracy - accuracy[:, :1]
-    full = max(LEAST_DIFFERENCE, float(np.abs(np.nan_to_num(difference)).max()))
+    full = max(MIN_FULL_DIFFERENCE, float(np.abs(np.nan_to_num(difference)).max()))
     axes.imshow(difference, cmap=DIFFERENCE, vmin=-full, vmax=full, aspect="auto")
     for row, index in np.argwhere(table.images > 0).tolist():
         colour = "white" if abs(difference[row, index]) > DARK * full else INK
@@ -210,16 +209,16 @@ def _heat_map(axes: Axes, columns: Sequence[Column], table: _ByClass) -> None:
 
 
 def _classes_of_one(axes: Axes, table: _ByClass) -> None:
-    """Points with their intervals, since there is nothing to tell a difference from."""
-    for row, (right, images) in enumerate(zip(table.right[:, 0], table.images[:, 0], strict=True)):
-        _with_interval(axes, share_score(int(right), int(images)), row)
+    """Points with their intervals, for a single version."""
+    for row, (correct, images) in enumerate(zip(table.correct[:, 0], table.images[:, 0], strict=True)):
+        _with_interval(axes, share_score(int(correct), int(images)), row)
     axes.set_ylim(len(table.names) - 0.5, -0.5)
     _accuracies(axes)
     axes.tick_params(labelsize=8)
 
 
 def _reliability(figure: SubFigure, columns: Sequence[Column], shape: tuple[int, int]) -> None:
-    """A small chart a version: the share of right answers among those of about the same confidence."""
+    """A reliability diagram a version."""
     charts = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
     for axes in charts.flat[len(columns) :]:
         axes.remove()
@@ -254,24 +253,24 @@ def _title(columns: Sequence[Column]) -> str:
 
 
 def _across(count: int) -> int:
-    """How many of so many charts are side by side: up to three, then as many as make about a square."""
+    """Number of charts in a row: up to three, then as many as make about a square."""
     return count if count <= 3 else math.ceil(math.sqrt(count))
 
 
-def _share(right: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
-    share: NDArray[np.float64] = np.where(images > 0, right / np.maximum(images, 1), np.nan)
+def _share(correct: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.float64]:
+    share: NDArray[np.float64] = np.where(images > 0, correct / np.maximum(images, 1), np.nan)
     return share
 
 
 def _span(counts: Sequence[int]) -> str:
-    """How many images, from the fewest to the most where the versions that had any had different ones."""
+    """The number of images, as a range where it differs between versions."""
     some = [count for count in counts if count]
     low, high = min(some), max(some)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"
 
 
 def _accuracies(axes: Axes) -> None:
-    """A horizontal axis of accuracies, no wider than they are, with room for a whole point at 0 or 1."""
+    """Fit the horizontal axis to the accuracies, with space for a point at 0 or 1."""
     low, high = axes.get_xlim() if axes.has_data() else (0, 1)
     edge = 0.03 * (high - low)
     axes.set_xlim(max(low, -edge), min(high, 1 + edge))
@@ -284,22 +283,22 @@ def _with_interval(axes: Axes, accuracy: Score, row: int) -> None:
     axes.plot(accuracy.value, row, "o", color=BLUE, markersize=6)
 
 
-def _beside(axes: Axes, row: float, text: str) -> None:
-    """A text to the right of a chart, at one of its lines."""
+def _note_right(axes: Axes, row: float, text: str) -> None:
+    """Write a text to the right of a chart, at one of its lines."""
     axes.annotate(
         text, (1, row), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points", va="center",
         fontsize=8, color=GREY,
     )  # fmt: skip
 
 
-def _at(axes: Axes, end: float, row: int, text: str, *, left: bool = False) -> None:
-    """A text at the end of a bar."""
+def _note_at(axes: Axes, end: float, row: int, text: str, *, left: bool = False) -> None:
+    """Write a text at the end of a bar."""
     axes.annotate(
         text, (end, row), xytext=(-3 if left else 3, 0), textcoords="offset points", ha="right" if left else "left",
         va="center", fontsize=8, color=INK,
     )  # fmt: skip
 
 
-def _nothing(axes: Axes) -> None:
+def _no_images(axes: Axes) -> None:
     axes.set_axis_off()
     axes.text(0.5, 0.5, "no images", transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -1,12 +1,12 @@
-"""Whether a version may replace the one in Production.
+"""The gate that decides whether a challenger may replace the champion, the version in Production.
 
-Both are compared on the same images. The newcomer is refused when it is significantly worse: over
-all images, or in one class, where Holm's correction keeps many classes from refusing by chance;
-when it does not know a class that is being served; and when there is no image to compare them
-on. What else is worth knowing before a promotion is said, and refuses nothing.
+Both are compared on the same images. The challenger is refused when it is significantly worse, over all
+images or in one class, where Holm's correction limits refusals by chance over many classes; when it does
+not know a class that is being served; and when there are no images to compare them on. Remarks mention
+other differences, and refuse nothing.
 
-A version that is as good as the present one is refused by chance at most once in twenty times. One
-that is worse may pass when the images are few: how much could have gone unnoticed is said.
+A challenger as good as the champion is refused by chance at most once in twenty times. A worse one may
+pass when the images are few; a remark then gives the difference that could have gone unnoticed.
 
 References
 ----------
@@ -25,32 +25,32 @@ from toolkit.registry.mcnemar import PairedComparison, PairedCounts, pair_by_has
 from toolkit.registry.metrics import Score, share_score
 from toolkit.statistics.intervals import holm
 
-ALPHA = 0.05  # two-sided, so that half of it is the chance to refuse what is as good, in all and in classes each
-MIN_LOST = 6  # images, all of the disagreements: fewer are never significant (2 * 0.5**5 > ALPHA)
-UNNOTICED = 0.05  # share of the images from which it is worth saying that as many mistakes more cannot be told
-LESS_CALIBRATED = 0.02  # more calibration error than this is worth saying
-SLOWER, SLOWER_MS = 1.25, 1.0  # times and milliseconds, from which together it is worth saying
-MOST_CLASSES = 5  # named in a message
+ALPHA = 0.05  # two-sided: half of it is the chance to refuse an equal version, over all images and over classes each
+MIN_LOST = 6  # images, all disagreements: fewer are never significant (2 * 0.5**5 > ALPHA)
+UNNOTICED = 0.05  # share of the images from which undetectable mistakes are worth a remark
+LESS_CALIBRATED = 0.02  # increase of the calibration error that is worth a remark
+SLOWER, SLOWER_MS = 1.25, 1.0  # times and milliseconds that together are worth a remark
+MAX_CLASSES = 5  # named in a message
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate found.
+    """The result of the gate.
 
     Parameters
     ----------
     version, against
-        The version that wants to be in Production, and the one that is.
+        Numbers of the challenger and the champion.
     paired
-        Both on the same images.
+        Champion and challenger on the same images.
     calibration
-        Calibration error of the present and of the new version, on the same images.
+        Calibration error of champion and challenger on the same images.
     latency_ms
-        Milliseconds for one image of the present and of the new version, where it was measured.
+        Milliseconds of champion and challenger for one image; None: not measured.
     objections
-        Why it is refused; empty when it passes.
+        Reasons to refuse the challenger; empty when it passes.
     remarks
-        What else is worth knowing.
+        Other differences.
     """
 
     version: int
@@ -67,7 +67,7 @@ class GateResult:
         return not self.objections
 
     @property
-    def figures(self) -> str:
+    def summary(self) -> str:
         """The comparison in half a line."""
         whole = self.paired.whole
         if not whole.images:
@@ -81,10 +81,10 @@ class GateResult:
         )
 
     def __str__(self) -> str:
-        return "; ".join([self.figures, *self.objections, *self.remarks])
+        return "; ".join([self.summary, *self.objections, *self.remarks])
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as what JSON can hold."""
+        """The result as plain values for JSON."""
         whole = self.paired.whole
         return {
             "version": self.version,
@@ -103,73 +103,73 @@ class GateResult:
         }
 
 
-def check_promotion(newcomer: Candidate, present: Candidate) -> GateResult:
+def check_promotion(challenger: Candidate, champion: Candidate) -> GateResult:
     """Compare a version with the one in Production.
 
     Parameters
     ----------
-    newcomer, present
-        With the baselines to compare them by: what each did on the images that both held out, or on
-        other images that both were run on.
+    challenger, champion
+        The versions, measured on the images that both held out, or on other images that both were run on.
     """
-    paired = pair_by_hash(present.baseline, newcomer.baseline)
+    paired = pair_by_hash(champion.baseline, challenger.baseline)
     return GateResult(
-        version=newcomer.version.version,
-        against=present.version.version,
+        version=challenger.version.version,
+        against=champion.version.version,
         paired=paired,
-        calibration=(present.baseline.calibration_error, newcomer.baseline.calibration_error),
-        latency_ms=(present.latency_ms, newcomer.latency_ms),
-        objections=tuple(_objections(newcomer, present, paired)),
-        remarks=tuple(_remarks(newcomer, present, paired.whole)),
+        calibration=(champion.baseline.calibration_error, challenger.baseline.calibration_error),
+        latency_ms=(champion.latency_ms, challenger.latency_ms),
+        objections=tuple(_objections(challenger, champion, paired)),
+        remarks=tuple(_remarks(challenger, champion, paired.whole)),
     )
 
 
 def worse_classes(paired: PairedComparison) -> list[str]:
     """The classes in which the second version is significantly worse, by Holm's procedure.
 
-    >>> worse_classes(Paired({"cat": Tally(lost=9, gained=0), "dog": Tally(lost=1, gained=4)}))
+    >>> worse_classes(PairedComparison({"cat": PairedCounts(lost=9), "dog": PairedCounts(lost=1, gained=4)}))
     ['cat']
     """
     ordered = sorted(paired.by_class.items(), key=lambda item: item[1].p_value)
-    corrected = holm([tally.p_value for _, tally in ordered])
+    corrected = holm([counts.p_value for _, counts in ordered])
     return [
-        name for (name, tally), p in zip(ordered, corrected, strict=True) if p < ALPHA and tally.lost > tally.gained
+        name for (name, counts), p in zip(ordered, corrected, strict=True) if p < ALPHA and counts.lost > counts.gained
     ]
 
 
-def _objections(newcomer: Candidate, present: Candidate, paired: PairedComparison) -> Iterator[str]:
-    if gone := [name for name in present.card.classes if name not in newcomer.card.classes]:
-        yield f"it does not know {_classes(gone)}, which v{present.version.version} tells"
+def _objections(challenger: Candidate, champion: Candidate, paired: PairedComparison) -> Iterator[str]:
+    if missing := [name for name in champion.card.classes if name not in challenger.card.classes]:
+        yield f"it does not know {_classes(missing)}, which v{champion.version.version} knows"
     if not (whole := paired.whole).images:
         yield (
-            f"it shares no held-out image with v{present.version.version}, so nothing tells which is better; name a"
+            f"it shares no held-out image with v{champion.version.version}, so they cannot be compared; name a"
             " folder of labelled images to run both on"
         )
     elif whole.lost > whole.gained and whole.p_value < ALPHA:
         yield "it is significantly worse"
     elif worse := worse_classes(paired):
-        losses = [_losses(name, paired.by_class[name]) for name in worse[:MOST_CLASSES]]
+        losses = [_losses(name, paired.by_class[name]) for name in worse[:MAX_CLASSES]]
         yield f"it is significantly worse in {_classes(worse)}: {'; '.join(losses)}"
 
 
-def _remarks(newcomer: Candidate, present: Candidate, whole: PairedCounts) -> Iterator[str]:
+def _remarks(challenger: Candidate, champion: Candidate, whole: PairedCounts) -> Iterator[str]:
     if whole.images and MIN_LOST / whole.images > UNNOTICED:
         more, share = MIN_LOST - 1, (MIN_LOST - 1) / whole.images
-        yield (f"{whole.images} images are few: {more} mistakes more, {share:.0%}, could not be told from chance")
-    if new := [name for name in newcomer.card.classes if name not in present.card.classes]:
+        yield (f"{whole.images} images are few: {more} mistakes more, {share:.0%}, would not be significant")
+    if new := [name for name in challenger.card.classes if name not in champion.card.classes]:
         yield f"new: {_classes(new)}"
-    before, after = present.baseline.calibration_error, newcomer.baseline.calibration_error
+    before, after = champion.baseline.calibration_error, challenger.baseline.calibration_error
     if after > before + LESS_CALIBRATED:
         yield f"less well calibrated: error {after:.2g} against {before:.2g}"
-    old, now = present.latency_ms, newcomer.latency_ms
+    old, now = champion.latency_ms, challenger.latency_ms
     if old and now and now > max(SLOWER * old, old + SLOWER_MS):
         yield f"slower: {now:.3g} ms an image against {old:.3g}"
-    if newcomer.card.decoder != present.card.decoder:
-        yield f"measured with decoder {newcomer.card.decoder}, v{present.version.version} with {present.card.decoder}"
+    if challenger.card.decoder != champion.card.decoder:
+        other = f"v{champion.version.version} with {champion.card.decoder}"
+        yield f"measured with decoder {challenger.card.decoder}, {other}"
 
 
-def _losses(name: str, tally: PairedCounts) -> str:
-    return f"of {tally.images} images of {name!r} {tally.lost} lost and {tally.gained} gained"
+def _losses(name: str, counts: PairedCounts) -> str:
+    return f"of {counts.images} images of {name!r} {counts.lost} lost and {counts.gained} gained"
 
 
 def _interval(score: Score) -> str:

@@ -1,4 +1,4 @@
-"""Finding the best run of an experiment that holds a model."""
+"""Selection of the best run of an experiment that holds a model."""
 
 import re
 import shlex
@@ -10,22 +10,19 @@ from typing import Any, Literal
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.cli.commands import command_line
 from toolkit.errors import RegistryError, suggest
-from toolkit.registry.versions import MISSING
+from toolkit.registry.versions import MISSING_OR_INVALID
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, find_experiment, mlflow_call
 
 Mode = Literal["max", "min"]
-ROLES = ("final", "study")  # a fold's or a trial's model is a step on the way, never the result
+ROLES = ("final", "study")  # a fold or a trial is a step, not a result
 MINIMIZED_METRICS = ("loss", "error", "time", "duration", "_ms")
-METRIC_NAME = re.compile(r"[\w\-. :/]+")  # what MLflow allows; anything else was never logged
-STUDIES = "hyperopt_tuning"  # the experiment that is meant when several hold models and none is named
-DEFAULT_METRICS = (
-    "mean_cv_accuracy",
-    "best_val_accuracy",
-)  # what studies, and what trainings without folds, are judged by
-RUNS_A_PAGE = 30
-MOST_NAMED = 5  # experiments, in a message
+METRIC_NAME = re.compile(r"[\w\-. :/]+")  # names that MLflow allows
+STUDIES = "hyperopt_tuning"  # the default where several experiments hold models
+DEFAULT_METRICS = ("mean_cv_accuracy", "best_val_accuracy")  # of studies, and of trainings without folds
+PAGE_SIZE = 30
+MAX_NAMED = 5  # experiments in a message
 UNDER_WAY = ("RUNNING", "SCHEDULED")
-MOST_SEEN = 200  # newest runs, for the names of their metrics
+MAX_READ = 200  # newest runs, for the names of their metrics
 HOLDS_A_MODEL = f"attributes.status = 'FINISHED' AND tags.{DIGEST_TAG} != ''"
 NEWEST_FIRST, AT_RANDOM = "attributes.start_time DESC", "attributes.run_id"  # ids are random
 
@@ -33,7 +30,7 @@ NEWEST_FIRST, AT_RANDOM = "attributes.start_time DESC", "attributes.run_id"  # i
 def metric_mode(metric: str) -> Mode:
     """Whether more or less of a metric is better, by its name.
 
-    >>> direction("mean_cv_accuracy"), direction("val_loss"), direction("batch_time_ms")
+    >>> metric_mode("mean_cv_accuracy"), metric_mode("val_loss"), metric_mode("batch_time_ms")
     ('max', 'min', 'min')
     """
     return "min" if any(word in metric.lower() for word in MINIMIZED_METRICS) else "max"
@@ -50,7 +47,7 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
     TrackingError
         There is no such experiment.
     RegistryError
-        Not one run counts; the message says why.
+        No run counts; the message has the reason.
     """
     found = _Experiment(client, experiment)
     some = False
@@ -63,12 +60,12 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
 
 
 def only_experiment(client: MlflowClient) -> str:
-    """The name of the experiment that holds models: of several, the one of studies.
+    """The name of the experiment that holds models; of several, that of studies.
 
     Raises
     ------
     RegistryError
-        None does, or several do and none is that of studies; the message says what to type.
+        None does, or several do and none is that of studies; the message has the command to use.
     """
     with mlflow_call("list the experiments", timeout=ANSWER_SECONDS):
         names = [experiment.name for experiment in client.search_experiments()]
@@ -81,36 +78,38 @@ def only_experiment(client: MlflowClient) -> str:
             f" {command_line('train_cnn')}"
         )
     if len(holding) > 1:
-        typed = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MOST_NAMED])
-        raise RegistryError(f"several experiments hold models: {suggest(sorted(holding))}; say which: {typed}")
+        commands = " or ".join(
+            f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MAX_NAMED]
+        )
+        raise RegistryError(f"several experiments hold models: {suggest(sorted(holding))}; choose one: {commands}")
     return holding[0]
 
 
 def usual_metric(client: MlflowClient, experiment: str) -> str:
-    """What the runs of an experiment are judged by: by cross-validation where all of them were.
+    """The default metric of an experiment: ``mean_cv_accuracy`` where all runs have it.
 
     Raises
     ------
     TrackingError
         There is no such experiment.
     """
-    logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MOST_SEEN)]
+    logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MAX_READ)]
     return next((name for name in DEFAULT_METRICS if all(name in names for names in logged)), DEFAULT_METRICS[-1])
 
 
 def chosen_run(client: MlflowClient, run_id: str) -> Any:
-    """A run by its id, known to have logged a bundle.
+    """A run by its id, checked to have logged a bundle.
 
     Raises
     ------
     RegistryError
-        There is no such run, it is under way, or it holds no bundle.
+        There is no such run, it is not finished, or it holds no bundle.
     """
     with mlflow_call(f"read the run {run_id}", timeout=ANSWER_SECONDS):
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
-            if error.error_code not in (MISSING, "INVALID_PARAMETER_VALUE"):
+            if error.error_code not in MISSING_OR_INVALID:
                 raise
             raise RegistryError(f"there is no run {run_id!r}; a training prints its id at the end") from None
     role, status = run.data.tags.get("role", ""), run.info.status
@@ -155,14 +154,14 @@ class _Experiment:
         self.id = find_experiment(client, name)
 
     def runs(self, condition: str = "", order: str = NEWEST_FIRST) -> Iterator[Any]:
-        """Those that meet a condition, in an order and then the newer first; a page at a time."""
+        """The runs that meet a condition, in an order and then the newer first; a page at a time."""
         query = " AND ".join(filter(None, [HOLDS_A_MODEL, condition]))
         orders = list(dict.fromkeys([order, NEWEST_FIRST]))
         token = None
         while True:
             with mlflow_call(f"search the runs of experiment {self.name!r}", timeout=ANSWER_SECONDS):
                 page = self.client.search_runs(
-                    [self.id], query, order_by=orders, max_results=RUNS_A_PAGE, page_token=token
+                    [self.id], query, order_by=orders, max_results=PAGE_SIZE, page_token=token
                 )
             yield from (run for run in page if run.data.tags.get("role") in ROLES)
             token = page.token
@@ -171,26 +170,26 @@ class _Experiment:
 
 
 def _ranked(experiment: _Experiment, metric: str, mode: Mode) -> Iterator[Any]:
-    """The runs with a finite value of a metric that MLflow could have, best first.
+    """The runs with a finite value of a metric, best first.
 
-    MLflow's query goes through all values of the metric for each run that it sorts by it: seconds for
-    10,000 runs. So it is given few to sort first: those no worse than the best of a random page.
+    To sort runs by a metric, MLflow scans all its values for each run: seconds for 10,000 runs. So the runs no
+    worse than the best of a random page are sorted first.
     """
     value = f"metrics.`{metric}`"
     finite = f"{value} > -{INFINITY} AND {value} < {INFINITY}"
-    best, way, ahead, behind = (min, "ASC", "<=", ">") if mode == "min" else (max, "DESC", ">=", "<")
-    some = [run.data.metrics[metric] for run in islice(experiment.runs(finite, AT_RANDOM), RUNS_A_PAGE)]
+    best, order, ahead, behind = (min, "ASC", "<=", ">") if mode == "min" else (max, "DESC", ">=", "<")
+    some = [run.data.metrics[metric] for run in islice(experiment.runs(finite, AT_RANDOM), PAGE_SIZE)]
     if some:
-        mark = _number(best(some))
-        yield from experiment.runs(f"{finite} AND {value} {ahead} {mark}", f"{value} {way}")
-        yield from experiment.runs(f"{finite} AND {value} {behind} {mark}", f"{value} {way}")
+        bound = _number(best(some))
+        yield from experiment.runs(f"{finite} AND {value} {ahead} {bound}", f"{value} {order}")
+        yield from experiment.runs(f"{finite} AND {value} {behind} {bound}", f"{value} {order}")
 
 
 def _why_none(experiment: _Experiment, metric: str) -> str:
-    """The message when no run counts."""
+    """The reason why no run counts."""
     if METRIC_NAME.fullmatch(metric) and any(experiment.runs(f"metrics.`{metric}` != 0")):  # true of NaN and infinity
         return f"no run of experiment {experiment.name!r} has a finite value of {metric!r}"
-    runs = list(islice((set(run.data.metrics) for run in experiment.runs()), MOST_SEEN))
+    runs = list(islice((set(run.data.metrics) for run in experiment.runs()), MAX_READ))
     if not runs:
         return (
             f"experiment {experiment.name!r} has no finished run that holds a model;"
@@ -201,7 +200,7 @@ def _why_none(experiment: _Experiment, metric: str) -> str:
 
 
 def _number(value: float) -> str:
-    """A number as MLflow's filters read it, to the last digit.
+    """A number for MLflow's filters, to the last digit.
 
     >>> _number(1e20), _number(-0.1)
     ('1e20', '-0.1')

@@ -1,20 +1,19 @@
-"""How versions move between stages, so that a kill between any two writes does no harm.
+"""Moves of versions between stages that survive a kill between any two writes.
 
-The alias is the truth: MLflow keeps each alias on one version at most and moves it in one write, so
-there is never more than one Production, and no moment without one while one replaces another.
-A move writes, in this order:
+The alias decides: MLflow keeps each alias on one version at most and moves it in one write, so there is
+never more than one version in Production, and always one while another replaces it. A move writes, in
+this order:
 
-1. the history tag on the version that moves: the intention, with who and why;
-2. the alias: the switch itself, which takes it from its former holder in the same write;
-3. the removal of an alias that the version leaves behind;
-4. everything that follows from the aliases: MLflow's own stage, the ``stage`` tag, and the former
-   holder's way to Archived with its history tag.
+1. the history tag on the version that moves: the intention, with user and reason;
+2. the alias: the switch itself, which takes it from the former version in the same write;
+3. the removal of an alias that the version leaves;
+4. everything that follows from the aliases: MLflow's own stage, the ``stage`` tag, and the move of the
+   former version to Archived with its history tag.
 
-Step 4 is ``settle``, which compares what is written with what the aliases say and writes the
-difference, until a look finds none: whoever writes last has looked after all others. Each move
-begins with it too, so what a killed process or another tool left behind is mended by the next
-move: an intention whose switch never came is declared void, and a switch whose consequences are
-missing gets them.
+Step 4 is ``repair``, which compares tags and stages with the aliases and writes the difference until
+there is none: the last process to write has read after all others. Each move begins with it too, so the
+next move completes one that a killed process or another tool left: an intention without a switch is
+cancelled, and a switch without its consequences gets them.
 """
 
 import getpass
@@ -24,21 +23,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from toolkit.cli.commands import command_line
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
-STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # what a server without stages may answer
-MAX_READS = 10  # at what others may be changing at the same time
+STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # answers of a server without stages
+MAX_READS = 10  # of versions that other processes may be changing
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 
 
 def utc_now() -> datetime:
-    """The time, as history tags record it."""
+    """The time for history tags."""
     return datetime.now(UTC)
 
 
 def whoami() -> str:
-    """Who is recorded in the history: the server's user name where one is set, else the machine's."""
+    """The user name for the history: that of the server where one is set, else that of the machine."""
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name
@@ -51,11 +51,11 @@ class Stages:
     Parameters
     ----------
     client
-        Of the store that holds the model.
+        Client of the store.
     name
         The registered model.
     clock
-        The time in UTC.
+        Gives the time in UTC.
     """
 
     def __init__(self, client: MlflowClient, name: str, clock: Callable[[], datetime] = utc_now) -> None:
@@ -70,9 +70,9 @@ class Stages:
         self._newest = max([self._newest, *(entry.time for version in found for entry in version.transitions)])
         return found
 
-    def move(self, version: Version, target: Stage, why: str, *, rollback: bool = False, gate: str = "") -> None:
-        """Move a version, in the order that the module describes."""
-        self._record(Transition(version.version, NO_TIME, version.stage, target, whoami(), why, rollback, gate=gate))
+    def move(self, version: Version, target: Stage, reason: str, *, rollback: bool = False, gate: str = "") -> None:
+        """Move a version, in the order of writes that the module describes."""
+        self._record(Transition(version.version, NO_TIME, version.stage, target, whoami(), reason, rollback, gate=gate))
         if target in ALIASES:
             with mlflow_call(f"set the alias {ALIASES[target]!r}", timeout=ANSWER_SECONDS):
                 self.client.set_registered_model_alias(self.name, ALIASES[target], str(version.version))
@@ -80,7 +80,7 @@ class Stages:
         self.repair()
 
     def repair(self) -> list[str]:
-        """Make everything say what the aliases say, and tell what had to be changed."""
+        """Bring tags and stages in line with the aliases; the changes, a sentence each."""
         changes: list[str] = []
         for _ in range(MAX_READS):
             found = self._repair()
@@ -91,14 +91,14 @@ class Stages:
 
     def _repair(self) -> list[str]:
         versions = self.versions()
-        holders = {stage: each.version for each in versions if (stage := held_stage(each.aliases))}
-        # Holders first: their arrival explains, in the history, why others leave, and in MLflow's
-        # stages one write brings a holder in and sends the others out.
+        alias_holders = {stage: each.version for each in versions if (stage := held_stage(each.aliases))}
+        # Versions with an alias first: in the history their arrival explains why others leave, and in MLflow's
+        # stages one write moves them in and the others out.
         versions.sort(key=lambda each: held_stage(each.aliases) is None)
         archived_by_mlflow: set[int] = set()
         changes = []
         for version in versions:
-            stage, entry = resolve_stage(version, holders)
+            stage, entry = resolve_stage(version, alias_holders)
             if entry is not None:
                 self._record(entry)
             if held := held_stage(version.aliases):
@@ -111,11 +111,11 @@ class Stages:
                 with mlflow_call("set the stage tag", timeout=ANSWER_SECONDS):
                     self.client.set_model_version_tag(self.name, str(version.version), STAGE_TAG, stage)
             if moved or entry is not None or version.written_stage != stage:
-                changes.append(f"v{version.version} had been left half-way and is in {stage} now")
+                changes.append(f"v{version.version} was left half-way and is in {stage} now")
         return changes
 
     def _record(self, entry: Transition) -> None:
-        """Append to the history, later than everything in it."""
+        """Append to the history, with a time after all entries."""
         self._newest = max(self._clock(), self._newest + timedelta(microseconds=1))
         entry = replace(entry, time=self._newest)
         with mlflow_call(f"move v{entry.version} to {entry.target}", timeout=ANSWER_SECONDS):
@@ -128,12 +128,12 @@ class Stages:
                     self.client.delete_registered_model_alias(self.name, alias)
 
     def _show(self, version: int, stage: Stage) -> bool:
-        """Set MLflow's own stage while MLflow has stages."""
+        """Set MLflow's own stage, while MLflow has stages; whether it was set."""
         change = getattr(self.client, "transition_model_version_stage", None)
         if change is None:
             return False
         with mlflow_call("set MLflow's stage", timeout=ANSWER_SECONDS), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed": this method is ready for that
+            warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed"
             try:
                 change(self.name, str(version), stage, archive_existing_versions=stage in ALIASES)
             except MlflowException as error:
@@ -144,7 +144,7 @@ class Stages:
 
 
 def contradictions(versions: Iterable[Version]) -> list[str]:
-    """Where MLflow's own stage says otherwise than the alias, which counts; a sentence each.
+    """Versions whose MLflow stage contradicts the alias, which counts; a sentence each.
 
     >>> contradictions([Version("cats", 2, "None", "", "", "", NO_TIME, mlflow_stage="Production")])
     ["v2 is in None, though MLflow's own stage says Production"]
@@ -156,45 +156,72 @@ def contradictions(versions: Iterable[Version]) -> list[str]:
     ]
 
 
-def resolve_stage(version: Version, holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
+def contradiction(client: MlflowClient, version: Version) -> str:
+    """A sentence about MLflow's own stages that contradict a version's alias; empty when none do.
+
+    Takes one request, and none once MLflow has no stages any more.
+    """
+    latest = getattr(client, "get_latest_versions", None)
+    if latest is None or version.stage not in ALIASES:
+        return ""
+    with mlflow_call("read MLflow's own stages", timeout=ANSWER_SECONDS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # "stages will be removed"
+        shown = [int(other.version) for other in latest(version.name, [version.stage])]
+    stage, alias = version.stage, f"the alias {ALIASES[version.stage]!r}, which counts"
+    if shown and shown[0] != version.version:
+        return (
+            f"MLflow's own stage puts v{shown[0]} into {stage}, and {alias}, is on v{version.version}; to change"
+            f" that: {command_line('model_registry', f'promote {shown[0]} {stage}')}"
+        )
+    if version.mlflow_stage in (None, stage):
+        return ""
+    return (
+        f"MLflow's own stage puts v{version.version} into {version.mlflow_stage}, and {alias}, into {stage}; to"
+        f" repair that: {command_line('model_registry', f'promote {version.version} {stage}')}"
+    )
+
+
+def resolve_stage(version: Version, alias_holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
     """The stage that a version is in, and the history entry that is missing, if one is.
 
     Parameters
     ----------
     version
-        As read; its aliases, its ``stage`` tag and its newest history entry may disagree.
-    holders
-        The version that holds the alias of each stage.
+        The version; its aliases, its ``stage`` tag and its newest transition may disagree.
+    alias_holders
+        Number of the version that holds the alias of each stage.
     """
     last = version.transitions[-1] if version.transitions else None
     written = version.written_stage
     recorded = last.target if last else written
     held = held_stage(version.aliases)
 
-    def entry(source: Stage, target: Stage, why: str, voids: str = "") -> Transition:
-        return Transition(version.version, NO_TIME, source, target, whoami(), why, cancels=voids)
+    def entry(source: Stage, target: Stage, reason: str, cancels: str = "") -> Transition:
+        return Transition(version.version, NO_TIME, source, target, whoami(), reason, cancels=cancels)
 
     if held:
         if recorded == held:
             return held, None
         if written == held and last:
-            return held, entry(recorded, held, "mended: a move that never took effect", last.key)
-        return held, entry(written, held, f"mended: the alias {ALIASES[held]!r} was set by another tool")
+            return held, entry(recorded, held, "repaired: a move that never took effect", last.key)
+        return held, entry(written, held, f"repaired: the alias {ALIASES[held]!r} was set by another tool")
     if recorded not in ALIASES:
         return recorded, None
     if written in ALIASES:
-        successor = holders.get(written)
-        why = f"replaced by v{successor}" if successor else f"mended: the alias {ALIASES[written]!r} was taken away"
-        return "Archived", entry(written, "Archived", why)
-    return written, entry(recorded, written, "mended: a move that never took effect", last.key if last else "")
+        successor = alias_holders.get(written)
+        reason = (
+            f"replaced by v{successor}" if successor else f"repaired: the alias {ALIASES[written]!r} was taken away"
+        )
+        return "Archived", entry(written, "Archived", reason)
+    return written, entry(recorded, written, "repaired: a move that never took effect", last.key if last else "")
 
 
 def production_line(transitions: Iterable[Transition]) -> list[int]:
-    """The versions that a rollback can go back through, the present Production last.
+    """The versions that a rollback can return to, the one in Production last.
 
-    A promotion adds to the line. A rollback, and an archiving of what is in Production, take from
-    its end; so a second rollback goes further back, and none returns to what was taken out of
-    Production on purpose, until somebody promotes it again.
+    A promotion appends to the line. A rollback, and archiving the version in Production, remove from its
+    end; so a second rollback goes further back, and none returns to a version that was removed from
+    Production on purpose, until it is promoted again.
 
     >>> def entry(second, version, source, target, **more):
     ...     return Transition(version, datetime(2026, 5, 1, 9, 0, second, tzinfo=UTC), source, target, **more)
@@ -205,10 +232,10 @@ def production_line(transitions: Iterable[Transition]) -> list[int]:
     [1, 2]
     """
     entries = sorted(transitions, key=lambda entry: entry.time)
-    void = {entry.cancels for entry in entries if entry.cancels}
+    cancelled = {entry.cancels for entry in entries if entry.cancels}
     line: list[int] = []
     for entry in entries:
-        if entry.cancels or entry.key in void:
+        if entry.cancels or entry.key in cancelled:
             continue
         if entry.target == "Production":
             _append(line, entry)
@@ -226,9 +253,9 @@ def _append(line: list[int], entry: Transition) -> None:
 
 
 def rollback_candidates(versions: Sequence[Version]) -> list[Version]:
-    """Where a rollback may go, the best first: what was in Production before, latest first."""
+    """The versions that a rollback may go to, in order: formerly in Production, latest first."""
     numbered = {version.version: version for version in versions}
-    present = next((version.version for version in versions if version.stage == "Production"), None)
+    champion = next((version.version for version in versions if version.stage == "Production"), None)
     line = production_line(entry for version in versions for entry in version.transitions)
-    order = dict.fromkeys(number for number in reversed(line) if number != present)
+    order = dict.fromkeys(number for number in reversed(line) if number != champion)
     return [numbered[number] for number in order]

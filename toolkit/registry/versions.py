@@ -1,8 +1,8 @@
-"""What a registered model version is, as read from MLflow: fields, stage and history.
+"""Registered model versions as read from MLflow: fields, stage and history.
 
-MLflow gives a version a place for tags and aliases. Two aliases, ``production`` and ``staging``,
-say which version is where; the tag ``stage`` says the same in a form that can be searched; and one
-tag for each transition, ``transition.<time>``, keeps the history that MLflow itself does not keep.
+Two aliases of MLflow, ``production`` and ``staging``, define which version is where; the tag ``stage``
+repeats it in a form that can be searched; and one tag for each transition, ``transition.<time>``, keeps
+the history that MLflow itself does not keep.
 """
 
 import json
@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle.files import DIGEST_TAG
+from toolkit.cli.commands import command_line
 from toolkit.errors import NotRegistered, RegistryError, suggest
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 
 Stage = Literal["None", "Staging", "Production", "Archived"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-ALIASES: Mapping[Stage, str] = {
-    "Production": "production",
-    "Staging": "staging",
-}  # a version with both is in Production
+# A version with both aliases is in Production.
+ALIASES: Mapping[Stage, str] = {"Production": "production", "Staging": "staging"}
 STAGE_TAG, METRICS_TAG, MODEL_TAG, TRANSITION = "stage", "metrics", "model_id", "transition."
 VERSIONS_A_PAGE = 100
 MISSING = "RESOURCE_DOES_NOT_EXIST"  # MLflow's code
+MISSING_OR_INVALID = (MISSING, "INVALID_PARAMETER_VALUE")  # also for version 0 and some missing aliases
 
 
 def stage_named(text: str) -> Stage:
@@ -41,30 +41,32 @@ def stage_named(text: str) -> Stage:
 
 @dataclass(frozen=True)
 class Transition:
-    """One move of one version from a stage to another.
+    """A move of a version from one stage to another.
 
     Parameters
     ----------
+    version
+        Number of the version.
     time
-        UTC, to the microsecond; no two transitions of a model share it.
+        UTC, to the microsecond; unique among the transitions of a model.
     source, target
         The stages; the source of a registration is empty.
-    who, why
-        The person's name as the machine knows it, and the reason that was given.
+    user, reason
+        The user's name on the server or machine, and the reason that was given.
     rollback
-        Whether the version came back into Production by a rollback.
-    voids
-        The key of an earlier transition that never took effect.
+        Whether the version returned to Production by a rollback.
+    cancels
+        Key of an earlier transition that never took effect.
     gate
-        How the version compared with the one that it replaced in Production.
+        Result of the comparison with the champion that it replaced.
     """
 
     version: int
     time: datetime
     source: str
     target: Stage
-    who: str = ""
-    why: str = ""
+    user: str = ""
+    reason: str = ""
     rollback: bool = False
     cancels: str = ""
     gate: str = ""
@@ -80,23 +82,23 @@ class Transition:
 
     def to_json(self) -> str:
         """The value of the tag."""
-        fields = {"from": self.source, "to": self.target, "who": self.who, "why": self.why}
-        marks = {"rollback": self.rollback, "voids": self.cancels, "gate": self.gate}
+        fields = {"from": self.source, "to": self.target, "user": self.user, "reason": self.reason}
+        marks = {"rollback": self.rollback, "cancels": self.cancels, "gate": self.gate}
         return json.dumps(fields | {name: value for name, value in marks.items() if value})
 
     @classmethod
     def from_tag(cls, version: int, key: str, value: str) -> Self:
-        """Read a tag back; ``ValueError`` or ``KeyError`` when somebody else wrote it."""
+        """Read a tag; ``ValueError`` or ``KeyError`` when another tool wrote it."""
         fields = json.loads(value)
         return cls(
             version=version,
             time=datetime.fromisoformat(key.removeprefix(TRANSITION)).astimezone(UTC),
             source=str(fields["from"]),
             target=stage_named(fields["to"]),
-            who=str(fields.get("who", "")),
-            why=str(fields.get("why", "")),
+            user=str(fields.get("user", "")),
+            reason=str(fields.get("reason", "")),
             rollback=bool(fields.get("rollback", False)),
-            cancels=str(fields.get("voids", "")),
+            cancels=str(fields.get("cancels", "")),
             gate=str(fields.get("gate", "")),
         )
 
@@ -110,20 +112,22 @@ class Version:
     name, version
         The registered model and the number.
     stage
-        By the aliases, which are the truth; for a version without one, by its tag.
+        The stage by the aliases; for a version without one, by its tag.
     run_id, model_id
         The run that made it and MLflow's logged model with the bundle.
     digest
-        Of the bundle, recorded at registration; of a version that another tool registered, what its training
-        recorded, or empty.
+        Digest of the bundle, recorded at registration; for a version that another tool registered, the one that
+        its training recorded, or empty.
     created
-        When it was registered, UTC.
+        Time of registration, UTC.
+    aliases, tags, description
+        As MLflow has them, without the tags of transitions.
     metrics
-        What the run was chosen by, and what its card says.
+        The metric that the run was selected by, and those of its card.
     mlflow_stage
-        What MLflow's own pages show; None once MLflow has no stages any more.
+        MLflow's own stage; None once MLflow has no stages any more.
     transitions
-        The version's history, oldest first.
+        The transitions, oldest first.
     """
 
     name: str
@@ -141,14 +145,22 @@ class Version:
     transitions: tuple[Transition, ...] = ()
 
     @property
+    def history(self) -> tuple[Transition, ...]:
+        """The transitions, with a registration where another tool registered the version."""
+        if any(entry.source == "" for entry in self.transitions):
+            return self.transitions
+        registration = Transition(self.version, self.created, "", "None", reason="registered by another tool")
+        return registration, *self.transitions
+
+    @property
     def written_stage(self) -> Stage:
-        """What the tag says."""
+        """The stage by the tag."""
         with suppress(RegistryError):
             return stage_named(self.tags.get(STAGE_TAG, "None"))
         return "None"
 
     def to_dict(self) -> dict[str, Any]:
-        """The version as what JSON can hold."""
+        """The version as plain values for JSON."""
         return {
             "name": self.name,
             "version": self.version,
@@ -176,7 +188,7 @@ def held_stage(aliases: Iterable[str]) -> Stage | None:
 
 
 def read_version(entity: Any, aliases: Iterable[str] | None = None) -> Version:
-    """A version out of MLflow's entity; the aliases are given where MLflow leaves them out."""
+    """A version from MLflow's entity, with the aliases where MLflow leaves them out."""
     number = int(entity.version)
     names = tuple(sorted(entity.aliases if aliases is None else aliases))
     history = {key: value for key, value in entity.tags.items() if key.startswith(TRANSITION)}
@@ -232,6 +244,36 @@ def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in model.aliases.items()}
 
 
+def numbered_version(client: MlflowClient, name: str, number: int) -> Version:
+    """The version with a number; ``RegistryError`` when there is none."""
+    with mlflow_call(f"read version {number}", timeout=ANSWER_SECONDS):
+        try:
+            return read_version(client.get_model_version(name, str(number)))
+        except MlflowException as error:
+            if error.error_code not in MISSING_OR_INVALID:
+                raise
+    numbers = [version.version for version in read_versions(client, name)]
+    raise RegistryError(f"{name} has no version {number}; there are: {suggest(numbers, number)}")
+
+
+def version_in_stage(client: MlflowClient, name: str, stage: Stage) -> Version:
+    """The version in Production or Staging; ``NotRegistered`` when there is none."""
+    with mlflow_call(f"read what is in {stage}", timeout=ANSWER_SECONDS):
+        try:
+            return read_version(client.get_model_version_by_alias(name, ALIASES[stage]))
+        except MlflowException as error:
+            if error.error_code not in MISSING_OR_INVALID:
+                raise
+    versions = list(read_versions(client, name))
+    marked = next((version.version for version in versions if version.mlflow_stage == stage), None)
+    though = marked and (
+        f", though MLflow's own stage says v{marked}; the alias {ALIASES[stage]!r} counts, and"
+        f" {command_line('model_registry', f'promote {marked} {stage}')} sets it"
+    )
+    numbers = suggest(version.version for version in versions)
+    raise NotRegistered(f"no version of {name} is in {stage} yet{though or ''}; there are: {numbers}")
+
+
 def _metrics(tags: Mapping[str, str]) -> dict[str, float]:
     with suppress(ValueError, TypeError, AttributeError):  # another tool may use the same tag
         return {str(name): float(value) for name, value in json.loads(tags.get(METRICS_TAG, "{}")).items()}
@@ -245,7 +287,7 @@ def _transitions(number: int, tags: Mapping[str, str]) -> Iterator[Transition]:
 
 
 def _once(entries: Iterable[Transition]) -> Iterator[Transition]:
-    """Entries in order, without those that say what the one before said: two processes saw the same, and wrote."""
+    """Entries in order, without repetitions, which two processes write that repair the same."""
     before: tuple[str, str] | None = None
     for entry in entries:
         move = entry.source, entry.target

@@ -1,1 +1,2 @@
-"""The workshop of hyperopt_tuning: the search space, the study and its figures."""
+"""Search for hyperparameters: space < trial, pruning < study < journal, study_storage, worker_pool < plots, progress <
+mlflow_logger < search."""

@@ -1,4 +1,4 @@
-"""What the accuracy of a study's trials depends on: a number a hyperparameter."""
+"""The importance of each hyperparameter for the accuracy of a study's trials."""
 
 import math
 from collections.abc import Sequence
@@ -15,29 +15,35 @@ from toolkit.tuning.plots import counts
 from toolkit.tuning.space import Choice, Dimension, LogUniform, Space
 from toolkit.tuning.trial import Trial
 
-MIN_TRIALS = 8  # trials; with fewer, a forest sees nothing but chance
-PARTS, TREES, SHUFFLES = 4, 32, 5  # more give the same and take their time
+MIN_TRIALS = 8  # with fewer, a forest learns chance
+PARTS, TREES, SHUFFLES = 4, 32, 5  # more give the same result more slowly
 
 
 def importances(trials: Sequence[Trial], space: Space) -> dict[str, tuple[float, float]]:
-    """How much the accuracy depends on each hyperparameter: permutation importance under random forests.
+    """Permutation importance of each hyperparameter under random forests.
 
     Forests learn to predict a trial's mean accuracy from its settings. The importance of a
-    hyperparameter is by how much their mean absolute error grows, on trials that they did not learn
-    from, when its values are shuffled among these. One that decides nothing is near zero, on either
-    side of it, however well a forest could have learnt chance by heart.
+    hyperparameter is the growth of their mean absolute error on unseen trials when its values are
+    shuffled among these. It is near zero, on either side, for one without influence, even where a
+    forest overfits.
 
-    Complete trials count with their mean accuracy and cut ones with that of the folds they began:
-    without these, what makes a trial bad would go unseen. Failed trials have no accuracy and are
-    left out. The options of a choice are taken in their order. Where a trial has no such
-    hyperparameter, as momentum with adam, the middle of the range stands in.
+    Complete trials count with their mean accuracy and pruned ones with that of their folds, since
+    these show what makes a trial bad. Failed trials have no accuracy and are left out. The options of
+    a choice are taken in their order. Where a trial lacks a hyperparameter, such as momentum with
+    adam, the middle of the range stands in.
+
+    Parameters
+    ----------
+    trials
+        Finished trials.
+    space
+        The dimensions that were searched.
 
     Returns
     -------
     dict
-        Of each hyperparameter that ``varied`` names, the mean and the standard deviation over 4
-        parts and 5 shuffles, in units of accuracy, the highest mean first. Empty with fewer than 8
-        trials that have an accuracy.
+        For each hyperparameter of ``varied``, mean and standard deviation over 4 parts and 5 shuffles,
+        in units of accuracy, the highest mean first. Empty with fewer than 8 trials with an accuracy.
 
     References
     ----------
@@ -56,17 +62,17 @@ def importances(trials: Sequence[Trial], space: Space) -> dict[str, tuple[float,
     places[np.isnan(places)] = 0.5  # (trials, names) in [0, 1]
     accuracies = np.array([trial.mean_accuracy for trial in known])
     parts = []
-    for learnt, unseen in KFold(PARTS, shuffle=True, random_state=0).split(places):
-        forest = RandomForestRegressor(TREES, random_state=0, n_jobs=1).fit(places[learnt], accuracies[learnt])
-        judged = {"scoring": "neg_mean_absolute_error", "n_repeats": SHUFFLES, "random_state": 0, "n_jobs": 1}
-        parts.append(permutation_importance(forest, places[unseen], accuracies[unseen], **judged).importances)
+    for seen, unseen in KFold(PARTS, shuffle=True, random_state=0).split(places):
+        forest = RandomForestRegressor(TREES, random_state=0, n_jobs=1).fit(places[seen], accuracies[seen])
+        options = {"scoring": "neg_mean_absolute_error", "n_repeats": SHUFFLES, "random_state": 0, "n_jobs": 1}
+        parts.append(permutation_importance(forest, places[unseen], accuracies[unseen], **options).importances)
     growth = np.hstack(parts)  # (names, PARTS * SHUFFLES)
     found = {name: (float(row.mean()), float(row.std())) for name, row in zip(names, growth, strict=True)}
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
 
 
 def importance_plot(trials: Sequence[Trial], space: Space) -> Figure:
-    """A bar a hyperparameter, the most important one on top; or that there are too few trials.
+    """A bar for each hyperparameter, the most important one on top; or a note that there are too few trials.
 
     Examples
     --------
@@ -86,22 +92,20 @@ def importance_plot(trials: Sequence[Trial], space: Space) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("growth of the error in predicted accuracy when the values are shuffled, mean ± standard deviation")
     tidy_axes(axes)
-    figure.suptitle("what the accuracy depends on", x=0.01, ha="left", fontsize=12)
+    figure.suptitle("hyperparameter importance", x=0.01, ha="left", fontsize=12)
     counted = " and ".join(text for _, text in counts(known))
-    caption = (
-        f"permutation importance (scikit-learn) under random forests, on trials they did not learn from; {counted}"
-    )
+    caption = f"permutation importance (scikit-learn) under random forests, on unseen trials; {counted}"
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
 def scored(trials: Sequence[Trial]) -> list[Trial]:
-    """Those with an accuracy: complete ones, and cut ones with that of the folds they began."""
+    """The trials with an accuracy: complete ones, and pruned ones with that of their folds."""
     return [trial for trial in trials if trial.state != "failed" and math.isfinite(trial.mean_accuracy)]
 
 
 def varied(trials: Sequence[Trial], space: Space) -> list[str]:
-    """The hyperparameters of which the space leaves a choice and some trial has a value."""
+    """The hyperparameters with more than one possible value that some trial has."""
     return [
         name
         for name, dimension in space.items()
@@ -111,9 +115,9 @@ def varied(trials: Sequence[Trial], space: Space) -> list[str]:
 
 
 def place(dimension: Dimension, value: Any) -> float:
-    """Where a value lies between 0, the low end, and 1; not a number for None, or what the dimension does not contain.
+    """The position of a value from 0, the low end, to 1; NaN for None and values outside the dimension.
 
-    Options are at even distances, and the logarithm decides where the dimension is logarithmic.
+    Options are evenly spaced; a logarithmic dimension is scaled by the logarithm.
 
     Examples
     --------

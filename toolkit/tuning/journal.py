@@ -1,4 +1,4 @@
-"""An append-only journal on disk: what it has taken is there after a crash, a kill or a power cut."""
+"""An append-only journal on disk, whose entries survive a crash, a kill or a power cut."""
 
 import json
 import os
@@ -14,25 +14,25 @@ FORMAT = 1
 
 
 class Journal:
-    """JSON lines, each on disk before ``append`` returns; one process at a time.
+    """JSON lines, each on disk before ``append`` returns; open in one process at a time.
 
-    The first line says what the journal is about. A last line that a killed process left unfinished
-    is taken away when the journal is opened; whatever else cannot be read is an error, since a
-    study that went on from half its trials would not be the same study.
+    The first line describes the journal. An unfinished last line of a killed process is removed when the
+    journal is opened; any other unreadable line is an error, since a study resumed from half its trials
+    would not be the same study.
 
     Parameters
     ----------
     path
-        The file. Its folder is made when it is missing.
+        The file; its folder is created when missing.
     about
-        What a new journal is about; None opens one that is there.
+        Description of a new journal; None opens an existing one.
 
     Raises
     ------
     SettingsError
-        There is a journal already, or there is none, or another process has it.
+        The new journal exists, the existing one does not, or another process has it open.
     DataError
-        It cannot be read or written.
+        The file cannot be read or written.
 
     Examples
     --------
@@ -61,12 +61,12 @@ class Journal:
             raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Write an entry to the end; it is on disk afterwards.
+        """Append an entry and flush it to disk.
 
         Raises
         ------
         DataError
-            It cannot be written, and nothing of it was.
+            The entry cannot be written; nothing of it was.
         """
         rest = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
@@ -81,7 +81,7 @@ class Journal:
         self.entries.append(dict(entry))
 
     def close(self) -> None:
-        """Let others have it."""
+        """Release the file for other processes."""
         self._file.close()
         self._lock.release()
 
@@ -97,32 +97,32 @@ class Journal:
                 if self.path.exists():
                     raise SettingsError(f"there is a journal {self.path} already")
                 write_whole(self.path, json.dumps({"format": FORMAT, "about": dict(about)}).encode() + b"\n")
-            self.about, self.entries, whole = _content(self.path)
-            self._file = self.path.open("ab", buffering=0)  # what a full disk refuses is not tried again by closing
-            self._file.truncate(whole)
+            self.about, self.entries, length = _content(self.path)
+            self._file = self.path.open("ab", buffering=0)  # closing does not retry what a full disk refused
+            self._file.truncate(length)
         except OSError as error:
             raise _failed(self.path, "written", error) from None
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a journal is about and its entries so far, also while another process writes to it.
+    """The description of a journal and its entries so far, also while another process writes to it.
 
     Raises
     ------
     DataError
-        It cannot be read.
+        The file cannot be read.
     """
     about, entries, _ = _content(path)
     return about, entries
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it: also after a power cut it is all there, or as it was before.
+    """Write a file under another name, then rename it: after a power cut it is either complete or unchanged.
 
     Raises
     ------
     OSError
-        It cannot be written.
+        The file cannot be written.
     """
     scratch = path.with_suffix(".partial")
     try:
@@ -138,7 +138,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Have the names in a folder on disk too, where the system has a way to."""
+    """Flush the names in a folder to disk, where the system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -148,14 +148,14 @@ def _sync_names(folder: Path) -> None:
 
 
 def _content(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
-    """What it is about, its entries, and the bytes of its whole lines."""
+    """The description, the entries, and the number of bytes of complete lines."""
     try:
         content = path.read_bytes()
         *lines, unfinished = content.split(b"\n")
         first, *entries = [_entry(number, line) for number, line in enumerate(lines, start=1)] or [{}]
         about = first.get("about")
         if first.get("format") != FORMAT or not isinstance(about, dict):
-            raise ValueError("it is no journal of this version")
+            raise ValueError("it is not a journal of this version")
         return about, entries, len(content) - len(unfinished)
     except (OSError, ValueError) as error:
         raise _failed(path, "read", error) from None

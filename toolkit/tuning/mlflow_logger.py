@@ -1,7 +1,8 @@
-"""Shows a study in MLflow as it goes: a nested run for each trial, and in it one for each fold.
+"""A logger that shows a study in MLflow: a nested run for each trial, and in it one for each fold.
 
-The journal is what counts; MLflow shows it. So nothing here stops a search: what MLflow does not take
-now is done later, in order, and what a killed process had not done is done when the study is taken up.
+The journal is the record of a study; MLflow only shows it. So an MLflow server that does not answer
+stops no search: its calls are repeated later, in order, and those that a killed process left undone are
+made when the study is resumed.
 """
 
 import math
@@ -21,9 +22,9 @@ from toolkit.tuning.space import Space
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
 
-STATUS = {"complete": "FINISHED", "cut": "KILLED", "failed": "FAILED"}
-LAST_FIGURE = "training_images"  # of those that are sent at the end of a trial, in one request: all arrive, or none
-NEWEST_FIRST = ["attributes.start_time DESC"]  # a request that MLflow sent again may have made two runs of one trial
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+LAST_METRIC = "training_images"  # of a trial, sent in one request with the others: all arrive, or none
+NEWEST_FIRST = ["attributes.start_time DESC"]  # a repeated request may have made two runs of one trial
 
 
 class StudyLogger:
@@ -34,17 +35,17 @@ class StudyLogger:
     study
         The study's run.
     tags
-        Of the runs of trials.
+        Tags of all runs of trials.
     log_fold
-        Logs a fold, by its number from 0, of a trial with these settings as a run nested in the trial's;
-        does nothing when it is there.
+        Called with the trial's run, its settings, the fold's number from 0 and the fold; logs the fold as a nested
+        run unless it exists.
     clock
-        Seconds that never run backwards.
+        Monotonic seconds.
 
     Raises
     ------
     TrackingError
-        In ``catch_up`` and ``flush``: MLflow does not answer, or refuses.
+        In ``sync`` and ``flush``: MLflow does not answer, or refuses.
     """
 
     def __init__(
@@ -56,29 +57,29 @@ class StudyLogger:
     ) -> None:
         self._study, self._tags, self._log_fold, self._clock = study, tags, log_fold, clock
         self._query = f"tags.`mlflow.parentRunId` = '{study.id}' AND tags.role = 'trial'"
-        self._runs: dict[int, Run] = {}  # of the trials that are under way
-        self._waiting: deque[Callable[[], object]] = deque()  # each can be done again when it was broken off
+        self._runs: dict[int, Run] = {}  # of running trials
+        self._pending: deque[Callable[[], object]] = deque()  # each can be repeated after a failure
         self._unreachable = False
-        self._next = 0.0  # when to try again, while MLflow is away
+        self._retry_at = 0.0
 
     def on_trial_start(self, proposal: Proposal) -> None:
-        """A trial is under way."""
+        """Create or reopen the run of a trial."""
         self._do(lambda: self._run_of(proposal))
 
     def on_fold_end(self, proposal: Proposal, number: int, fold: Fold) -> None:
-        """A fold of it is done."""
+        """Log a finished fold."""
         self._do(lambda: self._log_fold(self._run_of(proposal), proposal.settings, number, fold))
 
     def on_trial_interrupted(self, proposal: Proposal) -> None:
-        """It is interrupted."""
+        """End the run of an interrupted trial."""
         self._do(lambda: self._close(proposal, "KILLED"))
 
     def on_trial_end(self, trial: Trial, best: Trial | None) -> None:
-        """A trial has ended, and which is the best now."""
+        """Log a finished trial and the best accuracy so far."""
         self._do(lambda: self._end(trial, best))
 
     def sync(self, trials: Iterable[Trial]) -> None:
-        """Show trials that ended before the study was taken up, in this order, unless they are shown already."""
+        """Log the trials of a resumed study that MLflow does not show yet, in this order."""
         shown = self._shown()
         best: Trial | None = None
         for trial in trials:
@@ -88,36 +89,36 @@ class StudyLogger:
                 self.on_trial_end(trial, best)
 
     def flush(self) -> None:
-        """Do all that had to wait."""
-        while self._waiting:
-            if not is_reachable(self._study.client):  # found out in seconds; a call itself may take minutes to fail
+        """Make all pending calls."""
+        while self._pending:
+            if not is_reachable(self._study.client):  # a matter of seconds; a call may take minutes to fail
                 raise TrackingError("MLflow does not answer")
             try:
-                self._waiting[0]()
+                self._pending[0]()
             except BaseException:
-                self._runs.clear()  # what they hold may have arrived: look it up again
+                self._runs.clear()  # their metrics may have arrived: read them again
                 raise
-            self._waiting.popleft()
+            self._pending.popleft()
         if self._unreachable:
-            echo("MLflow answers again; what was kept for it has been sent")
+            echo("MLflow answers again; all pending data has been sent")
         self._unreachable = False
 
     def _do(self, action: Callable[[], object]) -> None:
-        self._waiting.append(action)
-        if self._unreachable and self._clock() < self._next:
+        self._pending.append(action)
+        if self._unreachable and self._clock() < self._retry_at:
             return
         try:
             self.flush()
         except TrackingError as error:
             if not self._unreachable:
-                echo(f"{error}; the search goes on, and what MLflow has not got yet is kept for later")
-            self._unreachable, self._next = True, self._clock() + RETRY_SECONDS
+                echo(f"{error}; the search continues, and pending data is sent later")
+            self._unreachable, self._retry_at = True, self._clock() + RETRY_SECONDS
 
     def _run_of(self, trial: Proposal | Trial) -> Run:
-        """The run of a trial: that which is open, or was left by another process, or a new one."""
+        """The run of a trial: open already, left by another process, or new."""
         study, number = self._study, trial.number
         if number not in self._runs:
-            with mlflow_call(f"look for the run of trial {number + 1}"):
+            with mlflow_call(f"find the run of trial {number + 1}"):
                 found = study.client.search_runs(
                     [study.experiment_id], f"{self._query} AND tags.trial = '{number + 1}'", max_results=1,
                     order_by=NEWEST_FIRST,
@@ -137,12 +138,12 @@ class StudyLogger:
         run = self._run_of(trial)
         for number, fold in enumerate(trial.folds):
             self._log_fold(run, trial.settings, number, fold)
-        if not _steps(run, LAST_FIGURE):
+        if not _steps(run, LAST_METRIC):
             for number, fold in enumerate(trial.folds):
                 run.metrics({"fold_accuracy": fold.accuracy}, step=number)
             if trial.state == "complete":  # the mean of a few folds would look like one of all
                 run.metrics({"mean_cv_accuracy": trial.mean_accuracy, "std_cv_accuracy": trial.std_accuracy})
-            run.metrics({"training_time_s": trial.seconds, LAST_FIGURE: trial.images})
+            run.metrics({"training_time_s": trial.seconds, LAST_METRIC: trial.images})
             run.flush()
         if best and trial.number not in _steps(self._study, "best_so_far"):
             with mlflow_call("log the best accuracy so far"):
@@ -158,7 +159,7 @@ class StudyLogger:
     def _shown(self) -> dict[int, tuple[str, str]]:
         """The state and the status of each trial's run, by the trial's number."""
         study, shown = self._study, dict[int, tuple[str, str]]()
-        with mlflow_call("look for the runs of the study's trials"):
+        with mlflow_call("find the runs of the study's trials"):
             token: str | None = ""
             while token is not None:
                 page = study.client.search_runs(
@@ -172,13 +173,13 @@ class StudyLogger:
 
 
 def _steps(run: Run, metric: str) -> set[int]:
-    """The steps that a run has in the store of a metric."""
-    with mlflow_call(f"look for {metric}"):
+    """The steps of a metric that the store has of a run."""
+    with mlflow_call(f"read {metric}"):
         return {point.step for point in run.client.get_metric_history(run.id, metric)}
 
 
 def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
-    """The trials as a table, the journal, and the images."""
+    """Log the trials as a table, the journal, and the plots."""
     trials = study.trials
     run.json("trials.json", [_summary(trial) for trial in trials])
     run.text(journal.name, journal.read_text(encoding="utf-8"))
@@ -189,11 +190,11 @@ def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
 
 
 def _summary(trial: Trial) -> dict[str, Any]:
-    """A trial without its epochs; the figures that it has not are null."""
-    figures = {"mean_accuracy": trial.mean_accuracy, "std_accuracy": trial.std_accuracy}
+    """A trial without its epochs; missing metrics are null."""
+    metrics = {"mean_accuracy": trial.mean_accuracy, "std_accuracy": trial.std_accuracy}
     return {
         "number": trial.number, "state": trial.state, "settings": dict(trial.settings),
-        **{name: value if math.isfinite(value) else None for name, value in figures.items()},
+        **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
         "fold_accuracies": trial.accuracies, "images": trial.images, "seconds": trial.seconds,
         "reason": trial.reason,
     }  # fmt: skip

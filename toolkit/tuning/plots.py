@@ -1,4 +1,4 @@
-"""Images of a study: how it went, and what it cost."""
+"""Plots of a study: accuracy over trials, and accuracy against cost."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +13,14 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from toolkit.plotting.style import BLUE, GREY, INK, ORANGE, YELLOW, empty_figure, tidy_axes
 from toolkit.tuning.trial import Trial
 
-Look = Mapping[str, Any]  # keywords of a matplotlib artist
+Style = Mapping[str, Any]  # keywords of a matplotlib artist
 
-POINTS: Mapping[str, Look] = {  # the states differ in colour, in lightness and in shape
+POINTS: Mapping[str, Style] = {  # the states differ in colour, in lightness and in shape
     "complete": {"color": BLUE, "marker": "o", "markersize": 5, "zorder": 3},
-    "cut": {"color": GREY, "marker": "v", "markersize": 4.5, "fillstyle": "none", "alpha": 0.6},
+    "pruned": {"color": GREY, "marker": "v", "markersize": 4.5, "fillstyle": "none", "alpha": 0.6},
     "failed": {"color": ORANGE, "marker": "|", "markersize": 9, "markeredgewidth": 2},
 }
-BEST: Look = {
+BEST: Style = {
     "color": YELLOW,
     "marker": "*",
     "markersize": 13,
@@ -29,7 +29,7 @@ BEST: Look = {
     "zorder": 5,
 }
 ACCURACY = "mean cross-validation accuracy"
-AT_THE_BOTTOM = 0.03  # share of the height where the ticks of failed trials are
+FAILED_HEIGHT = 0.03  # of the ticks of failed trials, as a share of the axis
 
 
 def history_plot(trials: Sequence[Trial]) -> Figure:
@@ -47,7 +47,7 @@ def history_plot(trials: Sequence[Trial]) -> Figure:
     complete, last = in_state(trials, "complete"), max(numbers(trials))
     spread = [trial.std_accuracy for trial in complete]
     handles = points(axes, trials, {trial.number: trial.number + 1 for trial in trials})
-    bars: Look = {"fmt": "none", "ecolor": BLUE, "alpha": 0.35, "label": "standard deviation over folds"}
+    bars: Style = {"fmt": "none", "ecolor": BLUE, "alpha": 0.35, "label": "standard deviation over folds"}
     if complete:
         handles.append(axes.errorbar(numbers(complete), means(complete), spread, **bars))
     if best := best_of(trials):
@@ -64,7 +64,7 @@ def cost_plot(trials: Sequence[Trial]) -> Figure:
     """Accuracy against cost, the complete trials that no other beats in both, and what all trials cost together.
 
     The cost is the number of images passed through training: unlike seconds, it is the same on
-    every machine. Trials that cost nothing, such as those that were known, are left out.
+    every machine. Trials without a cost, such as repeated ones, are left out.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def cost_plot(trials: Sequence[Trial]) -> Figure:
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """The complete trials to which no other is preferable in both cost and accuracy, the cheapest first."""
+    """The complete trials that no other beats in both cost and accuracy, the cheapest first."""
     front: list[Trial] = []
     for trial in sorted(in_state(trials, "complete"), key=lambda trial: (trial.images, -trial.mean_accuracy)):
         if not front or trial.mean_accuracy > front[-1].mean_accuracy:
@@ -103,26 +103,26 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     return front
 
 
-def saved_plots(trials: Sequence[Trial]) -> float:
-    """About how many images cutting saved: the folds that were not begun, each at the mean cost of the trial's own.
+def saved_images(trials: Sequence[Trial]) -> float:
+    """An estimate of the images that pruning saved: folds not started, each at the mean cost of the trial's own folds.
 
-    The last fold of a cut trial may be unfinished, so this is rather too low than too high.
+    The last fold of a pruned trial may be unfinished, so the estimate is rather too low than too high.
     """
     folds = max((len(trial.folds) for trial in in_state(trials, "complete")), default=0)
-    cut = [trial for trial in in_state(trials, "cut") if 0 < len(trial.folds) < folds]
-    return sum(trial.images * (folds / len(trial.folds) - 1) for trial in cut)
+    pruned = [trial for trial in in_state(trials, "pruned") if 0 < len(trial.folds) < folds]
+    return sum(trial.images * (folds / len(trial.folds) - 1) for trial in pruned)
 
 
 def _totals(axes: Axes, trials: Sequence[Trial]) -> None:
-    """One bar of what the trials of each state cost, and of what cutting saved."""
+    """One bar of the cost of the trials of each state, and of what pruning saved."""
     spent = {state: sum(trial.images for trial in in_state(trials, state)) for state in POINTS}
-    start, saved = sum(spent.values()), saved_plots(trials)
+    start, saved = sum(spent.values()), saved_images(trials)
     for index, (state, amount) in enumerate(spent.items()):
         axes.barh(0, amount, left=sum([*spent.values()][:index]), color=POINTS[state]["color"], label=state)
     axes.barh(0, saved, left=start, facecolor="none", edgecolor=GREY, hatch="////", linewidth=0, label="saved")
     parts = ", ".join(f"{text} {_amount(spent[state])}" for state, text in counts(trials))
-    racing = f"; cutting saved about {_amount(saved)} ({saved / (start + saved):.0%})" if saved else ""
-    axes.set_title(f"{_amount(start)} images in all: {parts}{racing}", loc="left", fontsize=10)
+    pruning = f"; pruning saved about {_amount(saved)} ({saved / (start + saved):.0%})" if saved else ""
+    axes.set_title(f"{_amount(start)} images in all: {parts}{pruning}", loc="left", fontsize=10)
     axes.set_axis_off()
 
 
@@ -130,18 +130,18 @@ def points(axes: Axes, trials: Sequence[Trial], at: Mapping[int, float]) -> list
     """Each trial's accuracy at its place, failed ones as ticks at the bottom; handles for a legend with counts."""
     handles: list[Any] = []
     for state, text in counts(trials):
-        some, look = in_state(trials, state), {**POINTS[state], "linestyle": "none"}
+        some, style = in_state(trials, state), {**POINTS[state], "linestyle": "none"}
         where = [at[trial.number] for trial in some]
         if state == "failed":
-            axes.plot(where, [AT_THE_BOTTOM] * len(some), transform=axes.get_xaxis_transform(), **look)
+            axes.plot(where, [FAILED_HEIGHT] * len(some), transform=axes.get_xaxis_transform(), **style)
         else:
-            axes.plot(where, means(some), **look)
-        handles.append(Line2D([], [], label=f"{text}, mean so far" if state == "cut" else text, **look))
+            axes.plot(where, means(some), **style)
+        handles.append(Line2D([], [], label=f"{text}, mean so far" if state == "pruned" else text, **style))
     return handles
 
 
 def lay_out(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], handles: Sequence[Any]) -> None:
-    """A headline, a legend below, and charts with room for the ticks at the bottom and little above 1."""
+    """Add a title, a legend below, and margins for the ticks at the bottom."""
     for axes in charts:
         tidy_axes(axes)
         axes.margins(y=0.09)
@@ -155,12 +155,12 @@ def lay_out(figure: Figure, charts: Iterable[Axes], trials: Sequence[Trial], han
 
 
 def counts(trials: Sequence[Trial]) -> list[tuple[str, str]]:
-    """The states that occur, each with words such as ``24 complete``."""
+    """The states that occur, each with a text such as ``24 complete``."""
     return [(state, f"{len(some)} {state}") for state in POINTS if (some := in_state(trials, state))]
 
 
 def in_state(trials: Sequence[Trial], state: str) -> list[Trial]:
-    """In the order of proposal."""
+    """The trials in a state, in the order of proposal."""
     return sorted((trial for trial in trials if trial.state == state), key=lambda trial: trial.number)
 
 
@@ -170,7 +170,7 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 
 def accuracy_of(trial: Trial) -> float:
-    """Not a number for a failed trial, whatever its folds gave before."""
+    """The mean accuracy; NaN for a failed trial."""
     return math.nan if trial.state == "failed" else trial.mean_accuracy
 
 
@@ -179,7 +179,7 @@ def means(trials: Sequence[Trial]) -> list[float]:
 
 
 def numbers(trials: Sequence[Trial]) -> list[int]:
-    """As people count, from 1."""
+    """The numbers of trials, from 1."""
     return [trial.number + 1 for trial in trials]
 
 

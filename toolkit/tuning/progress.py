@@ -1,4 +1,4 @@
-"""What a search says while it goes, and the tables of what it found."""
+"""The progress of a search on the terminal, and tables of its results."""
 
 import math
 import time
@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from toolkit.cli.terminal import echo, on_terminal, silent_since, table
 from toolkit.tuning.study import Proposal, Study
-from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.trial import STATES, Fold, Trial
 
-SHOWN = 5  # trials in a table
-LONG = 30.0  # seconds of a fold, from which on it has a line of its own where no bar shows what goes on
+LEADERBOARD_SIZE = 5  # trials
+LONG_FOLD_S = 30.0  # seconds from which a fold has a line of its own without a bar
 WORDS = {
     "model_type": "{}", "image_size": "{} px", "optimizer": "{}", "batch_size": "batch {}", "epochs": "{} epochs",
     "learning_rate": "lr {:.2g}",
@@ -29,9 +29,11 @@ class StudyProgressBar:
     Parameters
     ----------
     study
-        What is searched.
-    planned, folds
-        How many trials there will be, and folds of each.
+        The study that is searched.
+    planned
+        Number of trials.
+    folds
+        Number of folds of each trial.
     """
 
     def __init__(self, study: Study, planned: int, folds: int) -> None:
@@ -43,55 +45,55 @@ class StudyProgressBar:
         )  # fmt: skip
 
     def step(self, proposal: Proposal, fold: int, epoch: int, share: float) -> None:
-        """Where a trial under way has come to: an epoch, from 1, of a fold, from 0, and the share of it done."""
+        """Show the position of a trial: its fold, from 0, the epoch, from 1, and the share of the fold that is done."""
         pace = self._paces.setdefault(proposal.number, _Pace())
         pace.place = f"fold {fold + 1}/{self._folds}, epoch {epoch}/{proposal.settings['epochs']}"
         pace.reached((fold + share) / self._folds)
         self._draw()
 
     def tick(self, running: Iterable[int]) -> None:
-        """Where there is no terminal, say a line for each trial under way, by its number, if none was for a while."""
+        """Print a line for each running trial, by number, without a terminal and after a while of silence."""
         if self._bar.disable and silent_since(self._start):
             for number in running:
                 echo(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
 
-    def fold(self, proposal: Proposal, number: int, fold: Fold) -> None:
-        """A fold is done, by its number from 0: where there is no terminal, a long one is a line."""
-        if self._bar.disable and fold.seconds > LONG:
+    def on_fold_end(self, proposal: Proposal, number: int, fold: Fold) -> None:
+        """Print a line for a long fold, by its number from 0, without a terminal."""
+        if self._bar.disable and fold.seconds > LONG_FOLD_S:
             plural = "" if len(fold.epochs) == 1 else "s"
             echo(
                 f"trial {proposal.number + 1:>3}/{self._bar.total}  fold {number + 1}/{self._folds}"
                 f"  accuracy {fold.accuracy:.4f} after {len(fold.epochs)} epoch{plural}, {fold.seconds:.0f} s"
             )
 
-    def ended(self, trial: Trial) -> None:
-        """A trial has ended."""
+    def on_trial_end(self, trial: Trial) -> None:
+        """Count a trial."""
         self._paces.pop(trial.number, None)
         self._bar.update()
         self._draw()
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self._bar.close()
 
     def _draw(self) -> None:
         best = self._study.best
-        said = [f"best {best.mean_accuracy:.4f} ({describe(best.settings)})"] if best else []
+        text = [f"best {best.mean_accuracy:.4f} ({describe(best.settings)})"] if best else []
         running = [f"trial {number + 1}: {pace}" for number, pace in self._paces.items()]
-        self._bar.set_postfix_str("; ".join([*said, *running]))
+        self._bar.set_postfix_str("; ".join([*text, *running]))
 
 
 class _Pace:
-    """How far a trial has come, and how long it will take if it goes on like this and is not cut."""
+    """The position of a trial, and its remaining time at the present speed if it is not pruned."""
 
     def __init__(self) -> None:
         self.place = ""
         self._start, self._first, self._share = time.monotonic(), math.nan, 0.0
 
     def reached(self, share: float) -> None:
-        """It is done with this share of its folds."""
+        """Set the share of all folds that is done."""
         self._share = share
-        if math.isnan(self._first):  # not 0 when it was interrupted
+        if math.isnan(self._first):  # not 0 in a resumed trial
             self._start, self._first = time.monotonic(), share
 
     def __str__(self) -> str:
@@ -102,12 +104,12 @@ class _Pace:
 
 
 def trial_line(trial: Trial, planned: int, *, best: bool) -> str:
-    """A trial that has ended, in a line."""
+    """A finished trial in a line."""
     start = f"trial {trial.number + 1:>3}/{planned}"
     if trial.state == "failed":
         return f"{start}  failed after {trial.seconds:.0f} s: {trial.reason}  {describe(trial.settings)}"
-    if trial.state == "cut":
-        return f"{start}  cut {trial.reason}; {trial.seconds:.0f} s  {describe(trial.settings)}"
+    if trial.state == "pruned":
+        return f"{start}  pruned {trial.reason}; {trial.seconds:.0f} s  {describe(trial.settings)}"
     known = f"  {trial.reason}" if trial.reason else ""
     return (
         f"{start}  mean accuracy {trial.mean_accuracy:.4f} (spread {trial.std_accuracy:.4f})  {trial.seconds:.0f} s"
@@ -116,7 +118,7 @@ def trial_line(trial: Trial, planned: int, *, best: bool) -> str:
 
 
 def describe(settings: Mapping[str, Any]) -> str:
-    """The settings that matter most, in a few words.
+    """The most important settings in a few words.
 
     Examples
     --------
@@ -127,29 +129,27 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 
 def leaderboard(study: Study) -> str:
-    """The best trials with mean, spread and cost, if any is complete, and what became of the others."""
+    """The best complete trials with mean, spread and cost, and the counts of all states."""
     headings = ["trial", "mean", "spread", "images", "seconds", *COLUMNS.values()]
     rows = [
         [
             trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.images:,}",
             f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in COLUMNS),
         ]
-        for trial in study.ranking[:SHOWN]
+        for trial in study.ranking[:LEADERBOARD_SIZE]
     ]  # fmt: skip
     return "\n\n".join([*([table(headings, rows)] if rows else []), counts_text(study.trials)])
 
 
 def counts_text(trials: Sequence[Trial]) -> str:
-    """How many trials ended in which way, and what they cost.
+    """The number of trials by state, and their cost.
 
     Examples
     --------
-    >>> totals([Trial(0, {}, "cut", seconds=90.0), Trial(1, {}, "failed", seconds=40.0)])
-    '2 trials: 0 complete, 1 cut, 1 failed; 0 images through training, 2 minutes'
+    >>> counts_text([Trial(0, {}, "pruned", seconds=90.0), Trial(1, {}, "failed", seconds=40.0)])
+    '2 trials: 0 complete, 1 pruned, 1 failed; 0 images through training, 2 minutes'
     """
-    counts = ", ".join(
-        f"{sum(trial.state == state for trial in trials)} {state}" for state in ("complete", "cut", "failed")
-    )
+    counts = ", ".join(f"{sum(trial.state == state for trial in trials)} {state}" for state in STATES)
     images, seconds = sum(trial.images for trial in trials), sum(trial.seconds for trial in trials)
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     plural = "" if len(trials) == 1 else "s"

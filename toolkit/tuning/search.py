@@ -1,4 +1,4 @@
-"""Keeps worker processes busy with a study's proposals, and takes what comes of them."""
+"""A loop that keeps worker processes busy with the proposals of a study and collects their results."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from toolkit.tuning.worker_pool import Event, WorkerPool
 
 
 class Step(NamedTuple):
-    """What a worker reports after an epoch, and now and then within one."""
+    """A worker's report after an epoch, and from time to time within one."""
 
     fold: int  # from 0
     epoch: int  # from 1
@@ -30,14 +31,14 @@ class Step(NamedTuple):
 
 
 class FoldDone(NamedTuple):
-    """What a worker reports after a fold."""
+    """A worker's report after a fold."""
 
     fold: int  # from 0
     result: Fold
 
 
 class Result(NamedTuple):
-    """What comes of a proposal."""
+    """The result of a proposal."""
 
     trial: Trial
     logits: NDArray[np.float32] | None = None  # (N, K), of all folds' images, when the trial is complete
@@ -59,7 +60,7 @@ def message_json(message: Step | FoldDone | Result) -> dict[str, Any]:
 
 
 def message_from_json(values: Mapping[str, Any]) -> Step | FoldDone | Result:
-    """The message that ``message_json`` was of, also after a round through text."""
+    """Rebuild a message from ``message_json``."""
     match values:
         case {"trial": trial, **rest}:
             logits = np.load(io.BytesIO(base64.b64decode(rest["logits"])), allow_pickle=False) if rest else None
@@ -69,12 +70,32 @@ def message_from_json(values: Mapping[str, Any]) -> Step | FoldDone | Result:
     return Step(**values)
 
 
-class StopConditions(NamedTuple):
-    """When a search ends."""
+class SearchConfig(NamedTuple):
+    """Size and stop conditions of a search."""
 
     trials: int
+    folds: int  # of each trial
     timeout: float | None = None  # seconds
     study_patience: int | None = None  # trials without a better one
+
+
+class SearchHooks(NamedTuple):
+    """The calls through which a search reaches what it does not know: tasks and files of trials.
+
+    Parameters
+    ----------
+    make_task
+        Makes the pool's task of a proposal.
+    on_result
+        Called with each result before it counts.
+    cleanup
+        Called with each trial after it counts, and at the start with those that count already, to remove the files
+        from which it would be resumed.
+    """
+
+    make_task: Callable[[Proposal], Any]
+    on_result: Callable[[Result], None]
+    cleanup: Callable[[Trial], None]
 
 
 class Search:
@@ -82,64 +103,62 @@ class Search:
 
     Parameters
     ----------
-    study, limits
-        What is searched, and for how long.
-    pool, task
-        The workers, and what they are given for a proposal. They report ``Step`` and ``FoldDone`` and return a
-        ``Result``, each as ``message_json``.
-    mirror, bar
-        Who shows it in MLflow and on the terminal.
-    keep
-        Called with each result before it counts.
-    forget
-        Called with each trial when it counts, to remove what was kept to go on with it; and with those
-        that count already.
+    study
+        Proposes the trials and records their results.
+    config
+        Size and stop conditions.
+    pool
+        The workers. They report ``Step`` and ``FoldDone`` and return a ``Result``, each as ``message_json``.
+    hooks
+        Make tasks, and keep and remove the files of trials.
+    logger
+        Shows the trials in MLflow.
     clock
-        Seconds that never run backwards.
+        Monotonic seconds.
     """
 
     def __init__(
         self,
         study: Study,
-        limits: StopConditions,
+        config: SearchConfig,
         pool: WorkerPool,
-        task: Callable[[Proposal], Any],
-        mirror: StudyLogger,
-        bar: StudyProgressBar,
-        keep: Callable[[Result], None],
-        forget: Callable[[Trial], None],
+        hooks: SearchHooks,
+        logger: StudyLogger,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._study, self._stop_conditions, self._pool, self._task = study, limits, pool, task
-        self._logger, self._bar, self._on_result, self._cleanup, self._clock = mirror, bar, keep, forget, clock
-        self._deadline = math.inf if limits.timeout is None else clock() + limits.timeout
-        self._again = deque(study.under_way.values())  # what an interrupted search had begun
+        self._study, self._config, self._pool, self._hooks = study, config, pool, hooks
+        self._logger, self._clock = logger, clock
+        self._deadline = math.inf if config.timeout is None else clock() + config.timeout
+        self._to_resume = deque(study.under_way.values())  # started by an interrupted search
         self._running: dict[int, Proposal] = {}
         self._folds: dict[int, list[Fold]] = {}
 
     def run(self) -> None:
-        """Search until a limit is reached; whatever ends it, trials under way finish their step and are kept.
+        """Search until a stop condition is met; in any case, trials under way finish their step and are kept.
 
         Raises
         ------
         ToolkitError
-            A worker met an error that concerns all trials: data that cannot be read, say.
+            A worker met an error that concerns all trials, such as data that cannot be read.
         """
-        for trial in self._study.trials:  # a process that was killed had no time to
-            self._cleanup(trial)
-        try:
-            while self._submit():
-                left = self._deadline - self._clock()
-                for event in self._pool.wait(min(max(0.0, left), SILENCE_S)):
-                    self._take(event)
-                self._bar.tick(self._running)
-                if self._running and self._time_is_up:
-                    self._stop()
-        except BaseException:
-            self._stop()
-            raise
-        if why := self._why():
-            echo(f"{why} after {len(self._study.trials)} of {self._stop_conditions.trials} trials")
+        for trial in self._study.trials:  # a killed process had no time to
+            self._hooks.cleanup(trial)
+        with closing(StudyProgressBar(self._study, self._config.trials, self._config.folds)) as self._bar:
+            try:
+                while self._submit():
+                    left = self._deadline - self._clock()
+                    for event in self._pool.wait(min(max(0.0, left), SILENCE_S)):
+                        self._handle(event)
+                    self._bar.tick(self._running)
+                    if self._running and self._time_is_up:
+                        self._stop()
+            except BaseException:
+                self._stop()
+                raise
+        done = len(self._study.trials)
+        if done < self._config.trials:
+            no_better = f"none better than the best in {self._study.since_best} trials,"
+            echo(f"{'the time is up' if self._time_is_up else no_better} after {done} of {self._config.trials} trials")
 
     @property
     def _time_is_up(self) -> bool:
@@ -147,57 +166,47 @@ class Search:
 
     @property
     def _no_improvement(self) -> bool:
-        return (
-            self._stop_conditions.study_patience is not None
-            and self._study.since_best >= self._stop_conditions.study_patience
-        )
-
-    def _why(self) -> str:
-        """Why no further trial was begun; empty when all are done."""
-        if len(self._study.trials) >= self._stop_conditions.trials:
-            return ""
-        return (
-            "the time is up" if self._time_is_up else f"none better than the best in {self._study.since_best} trials,"
-        )
+        patience = self._config.study_patience
+        return patience is not None and self._study.since_best >= patience
 
     def _submit(self) -> bool:
-        """Give the idle something to do; whether anything is being done."""
+        """Give tasks to idle workers; whether any trial is running."""
         while self._pool.n_idle and (proposal := self._next()):
             self._running[proposal.number], self._folds[proposal.number] = proposal, []
             if proposal.repeated:
                 self._end(Result(proposal.repeated))
             else:
-                self._pool.start(proposal.number, self._task(proposal))
+                self._pool.start(proposal.number, self._hooks.make_task(proposal))
                 self._logger.on_trial_start(proposal)
         return bool(self._running)
 
     def _next(self) -> Proposal | None:
-        if self._time_is_up or len(self._study.trials) + len(self._running) >= self._stop_conditions.trials:
+        if self._time_is_up or len(self._study.trials) + len(self._running) >= self._config.trials:
             return None
-        if self._again:
-            return self._again.popleft()
+        if self._to_resume:
+            return self._to_resume.popleft()
         return None if self._no_improvement else self._study.ask()
 
-    def _take(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         proposal = self._running[event.key]
         match event.kind, event.value:
             case "progress" | "done", values:
-                self._take_message(proposal, message_from_json(values))
+                self._handle_message(proposal, message_from_json(values))
             case "error", ToolkitError() as error:
                 raise error
             case "failed", reason:
                 self._fail(proposal, reason)
             case _:
-                self._fail(proposal, "its process was told to stop")
+                self._fail(proposal, "its process was terminated")
 
-    def _take_message(self, proposal: Proposal, message: Step | FoldDone | Result) -> None:
+    def _handle_message(self, proposal: Proposal, message: Step | FoldDone | Result) -> None:
         match message:
             case Step(fold, epoch, share):
                 self._bar.step(proposal, fold, epoch, share)
             case FoldDone(number, result):
                 self._folds[proposal.number].append(result)
                 self._logger.on_fold_end(proposal, number, result)
-                self._bar.fold(proposal, number, result)
+                self._bar.on_fold_end(proposal, number, result)
             case Result():
                 self._end(message)
 
@@ -208,21 +217,21 @@ class Search:
 
     def _end(self, result: Result) -> None:
         trial = result.trial
-        self._on_result(result)
+        self._hooks.on_result(result)
         self._study.tell(trial)
-        self._cleanup(trial)
+        self._hooks.cleanup(trial)
         del self._running[trial.number]
         best = self._study.best
         self._logger.on_trial_end(trial, best)
-        self._bar.ended(trial)
-        echo(trial_line(trial, self._stop_conditions.trials, best=best is trial))
+        self._bar.on_trial_end(trial)
+        echo(trial_line(trial, self._config.trials, best=best is trial))
 
     def _stop(self) -> None:
-        """Have each trial finish its step and keep what it has; one that has just ended counts."""
+        """Let each trial finish its step and keep its files; one that has just ended counts."""
         try:
             for event in self._pool.stop():
                 if event.kind in ("progress", "done"):
-                    self._take(event)
+                    self._handle(event)
         finally:
             for proposal in self._running.values():
                 self._logger.on_trial_interrupted(proposal)

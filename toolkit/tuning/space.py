@@ -1,4 +1,4 @@
-"""What is searched: named dimensions, and how Hyperopt is told about them."""
+"""Search spaces: named dimensions, and their form in Hyperopt."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from hyperopt import hp
 
 from toolkit.errors import SettingsError
 
-ROUNDING = 1e-12  # how far exp(log(x)) may be from x, as a share of x; at most 750 * 2**-53 and a little
+ROUNDING = 1e-12  # relative error of exp(log(x)); at most a little over 750 * 2**-53
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Choice:
     Parameters
     ----------
     options
-        Numbers or words, no two of them equal.
+        Numbers or words, all different.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Choice:
         return value in self.options
 
     def position(self, value: Any) -> int:
-        """What Hyperopt keeps of a value: its index among the options."""
+        """The form of a value in Hyperopt's documents: its index among the options."""
         return self.options.index(value)
 
     def json(self) -> list[Any]:
@@ -62,7 +62,7 @@ class _Interval:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def position(self, value: float) -> float:
-        """What Hyperopt keeps of a value: the number itself, always a float."""
+        """The form of a value in Hyperopt's documents: the number as a float."""
         return float(value)
 
     def json(self) -> dict[str, Any]:
@@ -113,11 +113,11 @@ class LogUniform(_Interval):
         return hp.loguniform(name, math.log(self.low), math.log(self.high))
 
     def contains(self, value: Any) -> bool:
-        """Whether the value is a number from one bound to the other, but for the rounding of their logarithms."""
+        """Whether the value is a number from one bound to the other, up to the rounding of their logarithms."""
         return _Interval(self.low * (1 - ROUNDING), self.high * (1 + ROUNDING)).contains(value)
 
     def json(self) -> dict[str, Any]:
-        """The bounds, with a decimal point, and that they are logarithmic."""
+        """The bounds, with a decimal point, and the mark of a logarithmic scale."""
         return {**super().json(), "log": True}
 
     def __str__(self) -> str:
@@ -196,15 +196,15 @@ PRESETS: Mapping[str, Space] = {"full": FULL, "quick": QUICK}
 
 
 def expression(space: Space) -> dict[str, Any]:
-    """The space in Hyperopt's terms, with momentum nested under sgd, where alone it means something."""
-    searched = {
+    """The space in Hyperopt's terms, with momentum nested under sgd, the only optimizer that has it."""
+    others = {
         name: dimension.expression(name) for name, dimension in space.items() if name not in ("optimizer", "momentum")
     }
     optimizers = [
         {"optimizer": name, **({"momentum": space["momentum"].expression("momentum")} if name == "sgd" else {})}
         for name in getattr(space["optimizer"], "options", ())
     ]
-    return {**searched, "optimizer": hp.choice("optimizer", optimizers)}
+    return {**others, "optimizer": hp.choice("optimizer", optimizers)}
 
 
 def flatten(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def flatten(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contains(space: Space, settings: Mapping[str, Any]) -> bool:
-    """Whether plain hyperparameters are a point of the space: every name it searches, no other, each value inside.
+    """Whether plain hyperparameters are a point of the space: all its names, no other, each value inside.
 
     Examples
     --------
@@ -229,19 +229,19 @@ def contains(space: Space, settings: Mapping[str, Any]) -> bool:
 
 
 def positions(space: Space, settings: Mapping[str, Any]) -> dict[str, list[float]]:
-    """A point as Hyperopt keeps it in the ``misc["vals"]`` of a trial's document.
+    """A point in the form of ``misc["vals"]`` in Hyperopt's trial documents.
 
     Parameters
     ----------
     space
-        What is searched.
+        The search space.
     settings
         Plain hyperparameters, as ``flatten`` gives them.
 
     Returns
     -------
     dict
-        For each label of the expression the position of its value, or nothing where it is not active.
+        For each label of the expression a list with the position of its value, empty where it is not active.
 
     Raises
     ------
@@ -263,12 +263,12 @@ def positions(space: Space, settings: Mapping[str, Any]) -> dict[str, list[float
 
 
 def active(space: Space, settings: Mapping[str, Any]) -> list[str]:
-    """The names that a point with these settings has."""
+    """The names of the hyperparameters that apply with these settings."""
     return [name for name in space if name != "momentum" or settings.get("optimizer") == "sgd"]
 
 
 def space_json(space: Space) -> dict[str, Any]:
-    """Plain values, fit for JSON and for a file, from which ``space_from_json`` makes an equal space.
+    """Plain values for JSON, from which ``space_from_json`` makes an equal space.
 
     Examples
     --------
@@ -279,12 +279,12 @@ def space_json(space: Space) -> dict[str, Any]:
 
 
 def space_from_json(values: Mapping[str, Any]) -> Space:
-    """The space that ``space_json`` was of, also after a round through text."""
+    """Rebuild a space from ``space_json``."""
     return {name: dimension_from_json(value) for name, value in values.items()}
 
 
 def dimension_from_json(value: Any) -> Dimension:
-    """The dimension whose ``json`` the value is."""
+    """Rebuild a dimension from its ``json``."""
     if isinstance(value, list):
         return Choice(tuple(value))
     low, high = value["low"], value["high"]

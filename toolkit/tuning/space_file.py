@@ -1,4 +1,4 @@
-"""The user's YAML files about a search: what is searched, and what is tried first."""
+"""YAML files of the user: a search space, and the settings to begin with."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,40 +13,40 @@ from toolkit.cli.settings import broken_rule
 from toolkit.errors import SettingsError, first_line, suggest
 from toolkit.tuning.space import Choice, Dimension, Space, active, dimension_from_json
 
-LONGEST_FILE = 65_536  # characters; a search space takes a few hundred
-MOST_OPTIONS = 100  # of one choice: Hyperopt learns about each of them separately
+MAX_FILE_LENGTH = 65_536  # characters; a search space has a few hundred
+MAX_OPTIONS = 100  # of one choice: Hyperopt learns each of them separately
 
 N = TypeVar("N", int, float)
 T = TypeVar("T")
 
 
 def read_file(path: Path, read: Callable[[str, Space, type[BaseModel]], T], space: Space, model: type[BaseModel]) -> T:
-    """What ``read_space`` or ``read_points`` makes of a file; errors begin with its name."""
+    """Apply ``read_space`` or ``read_points`` to a file; errors begin with its name."""
     try:
         return read(path.read_text(encoding="utf-8"), space, model)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{path}: is no text in UTF-8") from None
+        raise SettingsError(f"{path}: is not text in UTF-8") from None
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
 
 
 def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
-    """The space that a YAML text asks for.
+    """Read a search space from a YAML text.
 
-    It gives hyperparameters by name: a list of options, an interval as ``{low: 1e-5, high: 1e-3, log: true}``, or one
-    value that is not searched.
+    The text gives hyperparameters by name: a list of options, an interval such as
+    ``{low: 1e-5, high: 1e-3, log: true}``, or a fixed value.
 
     Parameters
     ----------
     text
         At most 65,536 characters.
     base
-        The dimensions of the hyperparameters that the text leaves out.
+        The dimensions of hyperparameters that are not in the text.
     model
-        All hyperparameters with their rules, which each option and bound must keep, and any two of them together. An
-        interval of a field of type ``int`` has whole numbers only.
+        All hyperparameters with their rules, which each option and bound must meet, alone and in pairs. An interval
+        of a field of type ``int`` has whole numbers only.
 
     Raises
     ------
@@ -56,13 +56,13 @@ def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
     Examples
     --------
     >>> from pydantic import Field
-    >>> class Recipe(BaseModel):
+    >>> class Hyperparameters(BaseModel):
     ...     epochs: int = Field(15, ge=1)
     ...     dropout: float = Field(0.2, ge=0, lt=1)
-    >>> space = read_space("epochs: {low: 5, high: 20}", {"dropout": Choice((0.1, 0.2))}, Recipe)
+    >>> space = read_space("epochs: {low: 5, high: 20}", {"dropout": Choice((0.1, 0.2))}, Hyperparameters)
     >>> [f"{name}: {dimension}" for name, dimension in space.items()]
     ['dropout: one of 0.1, 0.2', 'epochs: 5 to 20, whole']
-    >>> read_space("dropout: 1", {}, Recipe)
+    >>> read_space("dropout: 1", {}, Hyperparameters)
     Traceback (most recent call last):
     toolkit.errors.SettingsError: dropout: must be less than 1, got 1
     """
@@ -78,16 +78,16 @@ def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
 
 
 def read_points(text: str, space: Space, model: type[BaseModel]) -> list[dict[str, Any]]:
-    """The settings that a YAML text asks to begin with: a list whose entries give hyperparameters by name.
+    """Read initial points from a YAML text: a list whose entries give hyperparameters by name.
 
-    An entry may leave out what is searched: then it is proposed, as for any trial.
+    Missing hyperparameters are proposed, as for any trial.
 
     Parameters
     ----------
     text
         At most 65,536 characters.
     space
-        What is searched; each value must lie in it.
+        The search space, which must contain each value.
     model
         All hyperparameters.
 
@@ -98,14 +98,14 @@ def read_points(text: str, space: Space, model: type[BaseModel]) -> list[dict[st
 
     Examples
     --------
-    >>> class Recipe(BaseModel):
+    >>> class Hyperparameters(BaseModel):
     ...     dropout: float = 0.2
-    >>> read_points("- {dropout: 0.1}", {"dropout": Choice((0.1, 0.2))}, Recipe)
+    >>> read_points("- {dropout: 0.1}", {"dropout": Choice((0.1, 0.2))}, Hyperparameters)
     [{'dropout': 0.1}]
     """
     document = _document(text)
-    if not isinstance(document, list) or not 0 < len(document) <= MOST_OPTIONS:
-        raise SettingsError(f"must be a list of 1 to {MOST_OPTIONS} entries, such as - {{epochs: 20, dropout: 0.2}}")
+    if not isinstance(document, list) or not 0 < len(document) <= MAX_OPTIONS:
+        raise SettingsError(f"must be a list of 1 to {MAX_OPTIONS} entries, such as - {{epochs: 20, dropout: 0.2}}")
     points = []
     for number, entry in enumerate(document, start=1):
         try:
@@ -131,7 +131,7 @@ def _point(entry: Any, space: Space, model: type[BaseModel]) -> dict[str, Any]:
 
 
 class _Loader(yaml.BaseLoader):  # type: ignore[misc]
-    """Words, lists and mappings alone: YAML 1.1 would make a word of 1e-5, eight of 010 and ninety of 1:30."""
+    """Strings, lists and mappings only: YAML 1.1 would read 1e-5 as a string, 010 as 8 and 1:30 as 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
         """Refuse a name that is given twice."""
@@ -144,9 +144,9 @@ class _Loader(yaml.BaseLoader):  # type: ignore[misc]
 
 
 def _document(text: str) -> Any:
-    """What the text is; an alias is the same object as its anchor, so that aliases of aliases do not grow."""
-    if len(text) > LONGEST_FILE:
-        raise SettingsError(f"has {len(text):,} characters; at most {LONGEST_FILE:,} are read")
+    """Parse the text; an alias is the same object as its anchor, so that aliases of aliases do not grow."""
+    if len(text) > MAX_FILE_LENGTH:
+        raise SettingsError(f"has {len(text):,} characters; at most {MAX_FILE_LENGTH:,} are read")
     try:
         return yaml.load(text, _Loader)  # noqa: S506  it makes nothing but str, list and dict
     except yaml.MarkedYAMLError as error:
@@ -156,12 +156,12 @@ def _document(text: str) -> Any:
         ) from None
     except RecursionError:
         raise SettingsError("is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # characters that there are not
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # invalid characters
         raise SettingsError(f"is not YAML: {first_line(error)}") from None
 
 
 class _Interval(BaseModel, Generic[N]):
-    """A range of numbers, both ends of which keep the rules of the hyperparameter."""
+    """A range of numbers, both ends of which meet the rules of the hyperparameter."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -172,7 +172,7 @@ class _Interval(BaseModel, Generic[N]):
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
         if self.log and isinstance(self.low, int):
-            raise ValueError("log is for numbers that need not be whole; list some, such as [16, 32, 64]")
+            raise ValueError("log is not for whole numbers; list some, such as [16, 32, 64]")
         if self.log and self.low <= 0:
             raise ValueError(f"low must be more than 0 with log, got {_shown(self.low)}")
         if self.low >= self.high or (self.log and math.log(self.low) >= math.log(self.high)):
@@ -189,8 +189,8 @@ def _dimension(name: str, value: Any, model: type[BaseModel]) -> Dimension:
             raise SettingsError(f"{name}: must be a word or a list of words; low and high are for numbers")
         return dimension_from_json(_validated(name, _Interval[kind], value).model_dump())  # type: ignore[valid-type]
     items = value if isinstance(value, list) else [value]
-    if not 0 < len(items) <= MOST_OPTIONS:
-        raise SettingsError(f"{name}: must have 1 to {MOST_OPTIONS} options, got {len(items):,}")
+    if not 0 < len(items) <= MAX_OPTIONS:
+        raise SettingsError(f"{name}: must have 1 to {MAX_OPTIONS} options, got {len(items):,}")
     options = tuple(_validated(name, kind, item) for item in items)
     for index, option in enumerate(options):
         if option in options[:index]:
@@ -215,7 +215,7 @@ def _validated(name: str, kind: Any, value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: short, in one line, and 5 instead of 5.0."""
+    """A value for a message: short, on one line, and 5 instead of 5.0."""
     if isinstance(value, list | dict):  # written out, aliases of aliases would grow
         return "a list" if isinstance(value, list) else "a mapping"
     text = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
@@ -224,7 +224,7 @@ def _shown(value: Any) -> str:
 
 
 def _corners(space: Space) -> Iterator[dict[str, Any]]:
-    """Points at which any two hyperparameters take each of their options or bounds, and the others their first."""
+    """Points with all pairs of options or bounds of any two hyperparameters, the others at their first."""
     ends = {
         name: dimension.options if isinstance(dimension, Choice) else (dimension.low, dimension.high)
         for name, dimension in space.items()
@@ -237,19 +237,19 @@ def _corners(space: Space) -> Iterator[dict[str, Any]]:
 
 
 def _clash(error: Any, point: Mapping[str, Any], model: type[BaseModel], first: Iterable[str]) -> str:
-    """Which values of a point the model refuses together; one of ``first`` begins the sentence."""
-    guilty = dict(point)
+    """The values of a point that the model refuses together; one of ``first`` begins the sentence."""
+    conflicting = dict(point)
     for name in point:
-        rest = {other: value for other, value in guilty.items() if other != name}
+        rest = {other: value for other, value in conflicting.items() if other != name}
         if _error(model, rest) is not None:  # without this one too
-            guilty = rest
-    name, *others = sorted(guilty, key=lambda name: name not in first)
-    company = ", ".join(f"{other} {_shown(guilty[other])}" for other in others) or "the defaults of the others"
-    return f"{name}: {_shown(guilty[name])} does not go with {company}: {broken_rule(error)}"
+            conflicting = rest
+    name, *others = sorted(conflicting, key=lambda name: name not in first)
+    partners = ", ".join(f"{other} {_shown(conflicting[other])}" for other in others) or "the defaults of the others"
+    return f"{name}: {_shown(conflicting[name])} does not go with {partners}: {broken_rule(error)}"
 
 
 def _error(model: type[BaseModel], settings: Mapping[str, Any]) -> Any:
-    """What the model says against settings, or None."""
+    """The first error of the model about settings, or None."""
     try:
         model.model_validate(settings)
     except ValidationError as error:

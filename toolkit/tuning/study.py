@@ -1,4 +1,4 @@
-"""A search by ask and tell, driven by Hyperopt's Tree-structured Parzen Estimator, that a journal outlives.
+"""A search by ask and tell, driven by Hyperopt's Tree-structured Parzen Estimator and replayable from a journal.
 
 References
 ----------
@@ -6,7 +6,7 @@ Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -14,28 +14,86 @@ import numpy as np
 from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval, tpe
 from hyperopt.base import Domain
 
-from toolkit.errors import SettingsError
+from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.pruning import Incumbent
-from toolkit.tuning.space import Space, contains, expression, flatten, positions
+from toolkit.tuning.space import Space, contains, expression, flatten, positions, space_from_json, space_json
 from toolkit.tuning.trial import Trial
 
-MIN_STARTUP_TRIALS = 1e-9  # of a loss: what a cut trial is worse than the best
+MIN_LOSS_GAP = 1e-9  # by which the loss of a pruned trial exceeds the best one at least
+OTHER_VERSION = "the study was started by another version of hyperopt_tuning.py"
+
+_WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError)  # raised by values of another form
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything that the trials of a study depend on; the first line of its journal.
+
+    Parameters
+    ----------
+    space
+        The dimensions.
+    seed
+        Trial ``n`` is proposed with a seed made of this one and ``n``.
+    n_startup_trials
+        Number of random trials before the search learns, see ``default_startup_trials``.
+    prune
+        Whether proposals carry the incumbent that they are pruned against.
+    initial_points
+        Settings to begin with, each complete or partial; missing hyperparameters are proposed.
+    earlier
+        Trials of another study to learn from; those outside the space are left out.
+    data_identity
+        Data and weights by name; a study is not resumed when one has changed.
+    settings
+        Settings of the script, needed to resume.
+    """
+
+    space: Space
+    seed: int = 0
+    n_startup_trials: int = 5
+    prune: bool = True
+    initial_points: Sequence[Mapping[str, Any]] = ()
+    earlier: Sequence[Trial] = ()
+    data_identity: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def json(self) -> dict[str, Any]:
+        """Plain values, from which ``from_json`` makes an equal configuration."""
+        return {**vars(self), "space": space_json(self.space), "earlier": [trial.json() for trial in self.earlier]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StudyConfig":
+        """Rebuild a configuration from ``json``.
+
+        Raises
+        ------
+        DataError
+            The values were written by another version.
+        """
+        try:
+            if values.keys() != cls.__dataclass_fields__.keys():
+                raise ValueError("the fields differ")
+            earlier = [Trial.from_json(trial) for trial in values["earlier"]]
+            return cls(**{**values, "space": space_from_json(values["space"]), "earlier": earlier})
+        except _WRONG_FORM:
+            raise DataError(OTHER_VERSION) from None
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is to be tried next.
+    """Settings to try next.
 
     Parameters
     ----------
     number
-        Of the trial, from 0.
+        Number of the trial, from 0.
     settings
         The hyperparameters.
-    holder
-        The best trial when it was proposed; None when there was none yet, or without racing.
+    incumbent
+        The best trial at the time of the proposal; None without one, or without pruning.
     known
-        An ended trial with the same settings, which need not be run again.
+        A finished trial with the same settings, whose result is reused.
     """
 
     number: int
@@ -56,42 +114,37 @@ class Proposal:
 
 
 class Study:
-    """Proposes points of a space and learns from what came of them.
+    """Proposes points of a space and learns from their results.
 
-    A proposal depends on the seed, its number and what was told before it, nothing else. So a study
-    that is taken up from its journal proposes what it would have proposed.
+    A proposal depends on the seed, its number and the results before it, nothing else. A study that is
+    resumed from its journal therefore proposes what it would have proposed without the interruption.
 
     Parameters
     ----------
-    space
-        The dimensions.
-    seed
-        Trial ``n`` is proposed with a seed made of this one and ``n``.
-    start_up
-        How many trials are random before the search learns, see ``default_startup_trials``.
-    racing
-        Whether proposals name the trial that they are measured by.
-    first
-        Settings to begin with, each whole or in part; what one leaves out is proposed.
-    earlier
-        Trials of another study to learn from; those outside the space are left out.
+    config
+        Space, seed and everything else that proposals depend on.
     entries
-        What ``record`` was given before, to go on from.
+        Entries that ``record`` received before, to resume from.
     record
-        Keeps an entry, JSON-able, for each proposal and each result, before it counts.
+        Stores a JSON-able entry for each proposal and each result, before it counts.
 
     Attributes
     ----------
     trials
-        Those that have ended, in that order.
+        Finished trials, in the order in which they ended.
     under_way
-        Proposals whose trials have not ended, by their numbers.
+        Proposals without a result yet, by number.
+
+    Raises
+    ------
+    DataError
+        The entries were written by another version.
 
     Examples
     --------
     >>> from toolkit.tuning.space import QUICK
     >>> from toolkit.tuning.trial import Fold
-    >>> study = Study(QUICK, seed=0)
+    >>> study = Study(StudyConfig(QUICK, seed=0))
     >>> proposal = study.ask()
     >>> proposal.number, proposal.settings["model_type"], 3 <= proposal.settings["epochs"] <= 6
     (0, 'simple_cnn', True)
@@ -103,50 +156,47 @@ class Study:
 
     def __init__(
         self,
-        space: Space,
-        seed: int,
-        start_up: int = 5,
-        *,
-        racing: bool = True,
-        first: Sequence[Mapping[str, Any]] = (),
-        earlier: Sequence[Trial] = (),
+        config: StudyConfig,
         entries: Iterable[Mapping[str, Any]] = (),
         record: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
+        self.config = config
         self.trials: list[Trial] = []
         self.under_way: dict[int, Proposal] = {}
-        self._space, self._seed, self._n_startup_trials, self._prune = space, seed, start_up, racing
-        self._initial_points, self._record, self._asked = first, record, 0
-        self._expression = expression(space)
-        self._domain = Domain(lambda point: point, self._expression)
+        self._record, self._n_proposed = record, 0
         self._history = Trials()
-        self._learn([trial for trial in earlier if contains(space, trial.settings)])
-        for entry in entries:
-            if "asked" in entry:
-                self._propose(entry["asked"]["settings"])
-            elif "told" in entry:
-                self._take(Trial.from_json(entry["told"]))
+        try:
+            self._expression = expression(config.space)
+            self._domain = Domain(lambda point: point, self._expression)
+            self._learn([trial for trial in config.earlier if contains(config.space, trial.settings)])
+            for entry in entries:
+                if "proposal" in entry:
+                    self._propose(entry["proposal"]["settings"])
+                elif "result" in entry:
+                    self._add(Trial.from_json(entry["result"]))
+        except (SettingsError, StopIteration, *_WRONG_FORM):
+            raise DataError(OTHER_VERSION) from None
 
     def ask(self) -> Proposal:
         """The next proposal."""
-        number = self._asked
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0] % 2**31)
+        number, config = self._n_proposed, self.config
+        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] % 2**31)
         (document,) = tpe.suggest(
-            [number], self._domain, self._history, seed, n_startup_jobs=self._n_startup_trials, verbose=False
+            [number], self._domain, self._history, seed, n_startup_jobs=config.n_startup_trials, verbose=False
         )
         chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
         settings = _plain(flatten(space_eval(self._expression, chosen)))
-        if number < len(self._initial_points):
-            settings = _overlaid(settings, self._initial_points[number])
-        if not contains(self._space, settings):
-            raise SettingsError(f"the search space does not contain the settings to begin with: {settings}")
-        self._record({"asked": {"number": number, "settings": settings}})
+        if number < len(config.initial_points):
+            settings = _overlaid(settings, config.initial_points[number])
+        if not contains(config.space, settings):
+            raise SettingsError(f"the search space does not contain the initial point {settings}")
+        self._record({"proposal": {"number": number, "settings": settings}})
         return self._propose(settings)
 
     def tell(self, trial: Trial) -> None:
-        """Record what came of a trial."""
-        self._record({"told": trial.json()})
-        self._take(trial)
+        """Record the result of a proposal."""
+        self._record({"result": trial.json()})
+        self._add(trial)
 
     @property
     def ranking(self) -> list[Trial]:
@@ -159,7 +209,7 @@ class Study:
         return self.ranking[0] if self.ranking else None
 
     def would_be_best(self, trial: Trial) -> bool:
-        """Whether a trial that is about to be told will be the best."""
+        """Whether a trial will be the best once it counts."""
         return trial.state == "complete" and (self.best is None or trial.mean_accuracy > self.best.mean_accuracy)
 
     @property
@@ -172,23 +222,23 @@ class Study:
         return sum(trial.state == state for trial in self.trials)
 
     def _propose(self, settings: Mapping[str, Any]) -> Proposal:
-        number, best = self._asked, self.best
-        holder = None
-        if self._prune and best is not None:
-            holder = Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+        number, best = self._n_proposed, self.best
+        incumbent = None
+        if self.config.prune and best is not None:
+            incumbent = Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
         known = next((trial for trial in self.trials if trial.settings == settings), None)
-        self.under_way[number] = Proposal(number, settings, holder, known)
+        self.under_way[number] = Proposal(number, settings, incumbent, known)
         self._insert(number, settings)
-        self._asked += 1
+        self._n_proposed += 1
         return self.under_way[number]
 
-    def _take(self, trial: Trial) -> None:
+    def _add(self, trial: Trial) -> None:
         self._end(trial.number, trial, self.best)
         self.trials.append(trial)
         del self.under_way[trial.number]
 
     def _learn(self, earlier: Sequence[Trial]) -> None:
-        """Take results of another study, as if they were trials before the first."""
+        """Add results of another study, as if they were trials before the first."""
         complete = (trial for trial in earlier if trial.state == "complete")
         best = max(complete, key=lambda trial: trial.mean_accuracy, default=None)
         for number, trial in enumerate(earlier, start=-len(earlier)):
@@ -196,7 +246,7 @@ class Study:
             self._end(number, trial, best)
 
     def _insert(self, number: int, settings: Mapping[str, Any]) -> None:
-        values = positions(self._space, settings)
+        values = positions(self.config.space, settings)
         misc = {
             "tid": number, "cmd": self._domain.cmd, "workdir": self._domain.workdir,
             "idxs": {name: [number] if chosen else [] for name, chosen in values.items()}, "vals": values,
@@ -207,24 +257,24 @@ class Study:
         self._history.refresh()
 
     def _end(self, number: int, trial: Trial, best: Trial | None) -> None:
-        """Tell Hyperopt: a failed trial is the worst possible, a cut one is worse than the best.
+        """Give Hyperopt a loss: the worst possible for a failed trial, more than the best one for a pruned trial.
 
-        By how much, the folds say that it has: others may be easier or harder.
+        The difference is the lag in the folds that the pruned trial has: others may be easier or harder.
         """
         document = next(document for document in self._history.trials if document["tid"] == number)
         document["state"], document["result"] = JOB_STATE_DONE, {"status": STATUS_FAIL}
         if trial.state != "failed" and trial.folds:
             accuracy = trial.mean_accuracy
-            if trial.state == "cut" and best:
-                lag = fmean(theirs - own for theirs, own in zip(best.accuracies, trial.accuracies, strict=False))
-                accuracy = best.mean_accuracy - max(lag, MIN_STARTUP_TRIALS)
+            if trial.state == "pruned" and best:
+                lag = fmean(other - own for other, own in zip(best.accuracies, trial.accuracies, strict=False))
+                accuracy = best.mean_accuracy - max(lag, MIN_LOSS_GAP)
             document["result"] = {"status": STATUS_OK, "loss": 1 - accuracy}
         self._history.refresh()
 
 
-def default_startup_trials(max_evals: int) -> int:
+def default_startup_trials(max_trials: int) -> int:
     """A quarter of the trials, 5 to 20: Hyperopt's own 20 would make a short search purely random."""
-    return max(5, min(20, max_evals // 4))
+    return max(5, min(20, max_trials // 4))
 
 
 def _overlaid(proposed: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

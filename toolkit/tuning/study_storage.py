@@ -1,9 +1,8 @@
-"""The folder of studies: what each depends on, its journal, and which was worked on last."""
+"""The folder of studies: names, journals and the logits of the best trial."""
 
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,115 +12,45 @@ from numpy.typing import NDArray
 from toolkit.cli.settings import LAST
 from toolkit.errors import DataError, SettingsError, first_line, suggest
 from toolkit.tuning.journal import read_journal, write_whole
-from toolkit.tuning.space import Space, space_from_json, space_json
-from toolkit.tuning.study import Study
-from toolkit.tuning.trial import Trial
+from toolkit.tuning.study import Study, StudyConfig
 
 JOURNAL = "journal.jsonl"
-FINISHED = "finished"  # the entry of a journal that nothing is to follow
-ANOTHER_VERSION = "the study was begun by another version of hyperopt_tuning.py"
-
-_UNLIKE = (KeyError, TypeError, ValueError, AttributeError)  # what comes of values in another form
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """What the trials of a study depend on: the first line of its journal.
-
-    Parameters
-    ----------
-    space, seed, start_up, racing, first, earlier
-        As ``Study`` takes them.
-    facts
-        Of the data and the weights, by name: when one has changed, it would be another study.
-    settings
-        The script's, to go on with.
-    """
-
-    space: Space
-    seed: int
-    n_startup_trials: int
-    prune: bool
-    initial_points: list[dict[str, Any]] = field(default_factory=list)
-    earlier: list[Trial] = field(default_factory=list)
-    facts: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def json(self) -> dict[str, Any]:
-        """Plain values, from which ``from_json`` makes an equal plan."""
-        return {**vars(self), "space": space_json(self.space), "earlier": [trial.json() for trial in self.earlier]}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "StudyConfig":
-        """The plan that ``json`` was of.
-
-        Raises
-        ------
-        DataError
-            It is none.
-        """
-        try:
-            earlier = [Trial.from_json(trial) for trial in values["earlier"]]
-            return cls(**{**values, "space": space_from_json(values["space"]), "earlier": earlier})
-        except _UNLIKE:
-            raise DataError(ANOTHER_VERSION) from None
-
-    def study(
-        self, entries: Iterable[Mapping[str, Any]] = (), record: Callable[[Mapping[str, Any]], None] = lambda _: None
-    ) -> Study:
-        """The study, as far as the journal's entries have come.
-
-        Raises
-        ------
-        DataError
-            They are of none.
-        """
-        try:
-            return Study(
-                self.space,
-                self.seed,
-                self.n_startup_trials,
-                racing=self.prune,
-                first=self.initial_points,
-                earlier=self.earlier,
-                entries=entries,
-                record=record,
-            )
-        except (SettingsError, StopIteration, *_UNLIKE):
-            raise DataError(ANOTHER_VERSION) from None
+FINISHED = "finished"  # the last entry of a journal
 
 
 def read_study(folder: Path, name: str) -> tuple[Study, bool]:
-    """A study as it stands, also while another process goes on with it; and whether it is finished."""
+    """The present state of a study, also while another process writes to it, and whether it is finished."""
     about, entries = read_journal(journal_of(folder, name))
-    return StudyConfig.from_json(about).study(entries), any(FINISHED in entry for entry in entries)
+    return Study(StudyConfig.from_json(about), entries), any(FINISHED in entry for entry in entries)
 
 
 def journal_of(folder: Path, name: str) -> Path:
-    """Where a study keeps its journal."""
+    """Path of the journal of a study."""
     return folder / name / JOURNAL
 
 
 def studies_in(folder: Path) -> list[str]:
-    """The names of all studies, that which was worked on last at the end."""
+    """The names of all studies, the most recently changed one last."""
     journals = sorted(folder.glob(f"*/{JOURNAL}"), key=lambda path: (path.stat().st_mtime_ns, path))
     return [path.parent.name for path in journals]
 
 
 def resolve_study(folder: Path, choice: str, flag: str) -> str:
-    """The name of a study that is there.
+    """The name of an existing study.
 
     Parameters
     ----------
+    folder
+        The folder of studies.
     choice
         ``last``, or a name.
     flag
-        What asks for it, for the error.
+        The flag with the choice, for the error message.
 
     Raises
     ------
     SettingsError
-        There is none of that name, or none at all.
+        There is no study of that name, or none at all.
     """
     names = studies_in(folder)
     if not names:
@@ -151,7 +80,7 @@ def next_name(folder: Path, base: str) -> str:
 
 
 def claimed_name(folder: Path, base: str) -> str:
-    """As ``next_name``, and no other process that asks is given the same: the study's folder is made."""
+    """As ``next_name``, and reserve the name by creating the folder, so that no other process gets it."""
     while True:
         name = next_name(folder, base)
         try:
@@ -164,7 +93,7 @@ def claimed_name(folder: Path, base: str) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions, a phrase each.
+    """The differences between two descriptions, a phrase each.
 
     Examples
     --------
@@ -183,17 +112,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def save_logits(folder: Path, number: int, logits: NDArray[np.float32], former: int | None = None) -> None:
-    """Keep the logits (N, K) of a trial that will be the best when it counts.
+    """Save the logits of a trial that will be the best once it counts.
 
     Parameters
     ----------
+    folder
+        The folder of the study.
+    number
+        Number of the trial, from 0.
+    logits
+        float32 (N, K).
     former
-        The trial that is the best until then, whose logits are kept as well; those of others are removed.
+        The best trial so far, whose logits are kept as well; all others are removed.
 
     Raises
     ------
     DataError
-        They cannot be written.
+        The file cannot be written.
     """
     path = _logits(folder, number)
     buffer = io.BytesIO()
@@ -208,12 +143,12 @@ def save_logits(folder: Path, number: int, logits: NDArray[np.float32], former: 
 
 
 def load_logits(folder: Path, number: int) -> NDArray[np.float32]:
-    """Those of a trial, float32 (N, K).
+    """The logits of a trial, float32 (N, K).
 
     Raises
     ------
     DataError
-        They cannot be read.
+        The file cannot be read.
     """
     path = _logits(folder, number)
     try:

@@ -1,10 +1,13 @@
-"""One point of the space and what came of it, fold by fold; plain values, fit for JSON."""
+"""A point of the space and its results, fold by fold, in plain values for JSON."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+State = Literal["complete", "pruned", "failed"]
+STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
@@ -14,13 +17,13 @@ class Fold:
     Parameters
     ----------
     epochs
-        The figures of each epoch, by their names in MLflow, and its number, from 1, as ``epoch``.
+        Metrics of each epoch, named as in MLflow, and its number, from 1, as ``epoch``.
     best_epoch
-        The one whose weights count, from 1.
+        The epoch with the highest validation accuracy, from 1.
     seconds
-        That it took.
+        Duration.
     images
-        Passed through training, each as often as it was.
+        Images passed through training, repetitions included.
     """
 
     epochs: tuple[Mapping[str, float], ...]
@@ -40,13 +43,13 @@ class Fold:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Fold":
-        """The fold whose plain values these are, also after a round through text."""
+        """Rebuild a fold from its plain values."""
         return cls(**{**values, "epochs": tuple(values["epochs"])})
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of the space and what came of it.
+    """A point of the space and its results.
 
     Parameters
     ----------
@@ -55,13 +58,13 @@ class Trial:
     settings
         The hyperparameters.
     state
-        ``complete`` with all folds; ``cut`` when it could no longer matter; or ``failed``.
+        ``complete`` with all folds; ``pruned`` when it could no longer become the best; or ``failed``.
     folds
-        Those that were begun; of a cut trial the last one may be unfinished.
+        Folds that were started; the last one of a pruned trial may be unfinished.
     seconds
-        From its start to its end.
+        Duration.
     reason
-        Why it was cut or failed; of a complete one, that it was not run because its settings were known.
+        Why it was pruned or failed; of a complete one, that it was not run because its settings were known.
 
     Examples
     --------
@@ -73,29 +76,29 @@ class Trial:
 
     number: int
     settings: Mapping[str, Any]
-    state: Literal["complete", "cut", "failed"]
+    state: State
     folds: tuple[Fold, ...] = ()
     seconds: float = 0.0
     reason: str = ""
 
     @property
     def accuracies(self) -> tuple[float, ...]:
-        """The highest validation accuracy of each fold that was begun."""
+        """The highest validation accuracy of each fold."""
         return tuple(fold.accuracy for fold in self.folds)
 
     @property
     def mean_accuracy(self) -> float:
-        """Their mean; not a number when there is none."""
+        """Mean of the accuracies; NaN without a fold."""
         return fmean(self.accuracies) if self.folds else math.nan
 
     @property
     def std_accuracy(self) -> float:
-        """Their sample standard deviation; not a number when there are fewer than two."""
+        """Sample standard deviation of the accuracies; NaN with fewer than two folds."""
         return stdev(self.accuracies) if len(self.folds) > 1 else math.nan
 
     @property
     def images(self) -> int:
-        """Images passed through training: what the trial cost, exactly."""
+        """Images passed through training: the exact cost of the trial."""
         return sum(fold.images for fold in self.folds)
 
     def json(self) -> dict[str, Any]:
@@ -104,6 +107,6 @@ class Trial:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Trial":
-        """The trial that ``json`` was of, also after a round through text."""
+        """Rebuild a trial from ``json``."""
         folds = tuple(Fold.from_json(fold) for fold in values["folds"])
         return cls(**{**values, "folds": folds})

@@ -1,7 +1,7 @@
-"""A pool of worker processes with one task at a time each; a worker that dies costs its task and is replaced.
+"""A pool of worker processes with one task each; a worker that dies fails its task alone and is replaced.
 
 The pools of concurrent.futures and loky break as a whole when one process dies, report no progress and cannot stop a
-task politely.
+task gracefully.
 """
 
 import math
@@ -35,12 +35,12 @@ class Event:
     Parameters
     ----------
     key
-        The task's.
+        Key of the task.
     kind
         ``progress`` any number of times, and then once ``done``, ``failed``, ``error`` or ``stopped``.
     value
-        What was reported; the result; the reason in one line, be it an exception or the end of the worker; a
-        ToolkitError, which concerns all tasks alike; None.
+        In this order: the reported value; the result; the reason in one line, an exception or the end of the worker;
+        a ToolkitError, which concerns all tasks; None.
     """
 
     key: int
@@ -49,20 +49,19 @@ class Event:
 
 
 class WorkerPool:
-    """Worker processes, started when they are first needed, used again, and replaced when they have died.
+    """Worker processes, started on demand, reused, and replaced when they have died.
 
-    SIGTERM raises SystemExit in a worker, unless the work handles it. Workers ignore SIGINT: Ctrl-C is for
-    the parent to handle. They end at once when the parent is gone, however it ended. What they print goes to
-    standard error.
+    SIGTERM raises SystemExit in a worker, unless the work handles it. Workers ignore SIGINT: the parent handles
+    Ctrl-C. They end at once when the parent is gone, however it ended. Their output goes to standard error.
 
     Parameters
     ----------
     size
-        The largest number of workers.
+        Maximum number of workers.
     work
         ``module:function``. A worker imports the module, and nothing else of the program that started it, and
-        calls ``function(task, report)``, which returns the result; ``report(value)`` sends the parent a value on
-        the way. Tasks, values and results are JSON.
+        calls ``function(task, report)``, which returns the result; ``report(value)`` sends the parent a value
+        meanwhile. Tasks, values and results are JSON.
 
     Raises
     ------
@@ -94,7 +93,7 @@ class WorkerPool:
 
     @property
     def n_idle(self) -> int:
-        """How many tasks could be started now."""
+        """Number of tasks that could be started now."""
         return self.size - sum(worker.key is not None for worker in self._workers)
 
     def start(self, key: int, task: Any) -> None:
@@ -105,7 +104,7 @@ class WorkerPool:
         RuntimeError
             No worker is idle.
         TypeError
-            JSON has no such task.
+            The task is not JSON.
         ToolkitError
             The system starts no more processes.
         """
@@ -116,27 +115,27 @@ class WorkerPool:
         worker.key = key
 
     def wait(self, timeout: float | None) -> list[Event]:
-        """The events since the last time, in order; none when the seconds are up or no worker is busy."""
+        """The events since the last call, in order; waits up to so many seconds for one while a worker is busy."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._receive(0)
         while not self._events and self.n_idle < self.size and (left := deadline - time.monotonic()) > 0:
             self._receive(left)
-        return self._taken()
+        return self._take_events()
 
     def stop(self) -> list[Event]:
         """Send SIGTERM to the busy workers and wait until they have ended.
 
-        A task that was not done before its worker ended was ``stopped``; events on the way come first.
+        A task that was not done before its worker ended is ``stopped``; earlier events come first.
         """
         busy = [worker for worker in self._workers if worker.key is not None]
         for worker in busy:
             worker.terminate()
         while any(worker in self._workers for worker in busy):
             self._receive(math.inf)
-        return self._taken()
+        return self._take_events()
 
     def close(self) -> None:
-        """End all workers, by force those that do not obey SIGTERM within 5 seconds; their events are dropped."""
+        """End all workers, with SIGKILL after 5 seconds; their events are dropped."""
         for worker in self._workers:
             worker.terminate()
         stop([worker.child.process for worker in self._workers], GRACE_S)
@@ -152,36 +151,36 @@ class WorkerPool:
         self._workers.append(worker)
         return worker
 
-    def _taken(self) -> list[Event]:
+    def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
     def _receive(self, timeout: float) -> None:
-        """Take what has come from workers; if that is nothing, wait for so many seconds."""
+        """Handle all messages of workers, waiting up to so many seconds for the first."""
         with suppress(Empty):
-            self._take(*self._queue.get(timeout=min(timeout, threading.TIMEOUT_MAX)))
+            self._handle(*self._queue.get(timeout=min(timeout, threading.TIMEOUT_MAX)))
             while True:
-                self._take(*self._queue.get_nowait())
+                self._handle(*self._queue.get_nowait())
 
-    def _take(self, worker: "_Worker", event: Event | None) -> None:
+    def _handle(self, worker: "_Worker", event: Event | None) -> None:
         if event is None:
             self._workers.remove(worker)
             event = worker.reap()
-        if event is None or event.key != worker.key:  # idle, or from a thread that has outlived its task
+        if event is None or event.key != worker.key:  # idle, or from a thread that outlived its task
             return
         if event.kind != "progress":
             worker.key = None
-            if worker.is_leaving and event.kind != "done":
+            if worker.is_terminating and event.kind != "done":
                 event = Event(event.key, "stopped")
         self._events.append(event)
 
 
 class _Worker:
-    """A worker as its parent sees it; a thread reads its messages, so that it never waits for the parent."""
+    """The parent's side of a worker; a thread reads its messages, so that it never waits for the parent."""
 
     def __init__(self, work: str, queue: "_Queue") -> None:
         self.key: int | None = None  # of its task
-        self.is_leaving = False
+        self.is_terminating = False
         self.child = Child(__name__)
         self.child.send({"work": work, "path": sys.path})
         self._reader = threading.Thread(target=self._read, args=(queue,), daemon=True)
@@ -189,17 +188,17 @@ class _Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can be given a task."""
-        return self.key is None and not self.is_leaving and self.child.process.poll() is None
+        """Whether the worker can take a task."""
+        return self.key is None and not self.is_terminating and self.child.process.poll() is None
 
     def terminate(self) -> None:
-        """Have it end: at once, or after its task if that handles SIGTERM."""
-        self.is_leaving = True
+        """End the worker: at once, or after its task if that handles SIGTERM."""
+        self.is_terminating = True
         self.child.send(None)
         self.child.process.terminate()
 
     def reap(self) -> Event | None:
-        """Leave nothing behind of a worker that sends no more; the event of its task."""
+        """Release the resources of a worker that has ended; the event of its task."""
         self._reader.join()
         status = self.child.close(GRACE_S)
         if self.key is None:
@@ -217,22 +216,22 @@ class _Worker:
         queue.put((self, None))
 
 
-_Queue = SimpleQueue[tuple[_Worker, Event | None]]  # None: it sends no more
+_Queue = SimpleQueue[tuple[_Worker, Event | None]]  # None: the worker has ended
 
 
 def main() -> None:
-    """Do one task after another, in a worker."""
+    """Run one task after another, in a worker."""
     parent = Parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    begin = parent.receive()
-    sys.path[:] = begin["path"]
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    setup = parent.receive()
+    sys.path[:] = setup["path"]
     while request := parent.receive():
-        _run(begin["work"], request["key"], request["task"], parent)
+        _run(setup["work"], request["key"], request["task"], parent)
 
 
-def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would only disturb the end
+def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would disturb the shutdown
     sys.exit(TERMINATED)
 
 

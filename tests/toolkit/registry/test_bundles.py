@@ -74,14 +74,14 @@ def pass_on(handler, content, status=200, length=None):
     handler.wfile.write(content)
 
 
-def test_a_fetched_bundle_is_whole_and_a_copy_is_gone_afterwards(logged):
+def test_a_downloaded_copy_is_intact_and_removed_afterwards(logged):
     client, location, digest = logged
     with download(client, location) as folder:
         assert digest_of(folder) == digest
     assert folder.exists() == (not location.startswith("mlflow-artifacts:"))
 
 
-def test_what_is_cached_needs_no_store_and_what_was_altered_there_is_fetched_anew(logged):
+def test_the_cache_replaces_the_store_and_detects_alterations(logged):
     client, location, digest = logged
     cache = Path("kept") / "bundles"
     with download_cached(client, location, digest, cache) as folder:
@@ -96,14 +96,14 @@ def test_what_is_cached_needs_no_store_and_what_was_altered_there_is_fetched_ane
     assert [path.name for path in cache.iterdir()] == [digest]
 
 
-def test_what_does_not_have_the_digest_is_not_kept(logged):
+def test_a_bundle_with_another_digest_is_not_cached(logged):
     client, location, _ = logged
     with pytest.raises(BundleError, match="altered"), download_cached(client, location, "0" * 64, Path("cache")):
         pass
     assert list(Path("cache").iterdir()) == []
 
 
-def test_a_missing_bundle_is_told_from_a_store_that_does_not_answer(logged):
+def test_a_missing_bundle_differs_from_an_unreachable_store(logged):
     client, location, digest = logged
     forget(client, location, PROGRAM)
     with download(client, location) as folder, pytest.raises(BundleError, match=f"^the bundle has no {PROGRAM}$"):
@@ -138,7 +138,7 @@ def kept(mlflow_server, log_colour_run, tmp_path_factory):
     ],
     ids=["dies", "fails", "refuses", "hangs"],
 )
-def test_a_server_that_fails_during_the_download_says_nothing_about_the_bundle(kept, spoil, reason, monkeypatch):
+def test_a_failing_download_is_a_tracking_error(kept, spoil, reason, monkeypatch):
     monkeypatch.setattr(bundles, "FILE_SECONDS", 2)
     client, location, digest = kept
     with relay(client.tracking_uri, spoil) as url:
@@ -151,7 +151,7 @@ def test_a_server_that_fails_during_the_download_says_nothing_about_the_bundle(k
     assert list(Path("cache").iterdir()) == []
 
 
-def test_half_a_file_is_noticed(kept):
+def test_half_a_file_is_detected(kept):
     client, location, digest = kept
     with relay(client.tracking_uri, lambda handler, content: pass_on(handler, content[: len(content) // 2])) as url:
         with download(MlflowClient(url), location) as folder, pytest.raises(BundleError, match="altered"):

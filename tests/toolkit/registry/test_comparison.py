@@ -8,7 +8,7 @@ import pytest
 
 from support.colours import colour_card
 from toolkit.bundle.baseline import Baseline
-from toolkit.registry.comparison import Candidate, columns, differing, side_by_side
+from toolkit.registry.comparison import Candidate, columns, comparison_frame, differing
 from toolkit.registry.mcnemar import PairedCounts
 from toolkit.registry.metrics import share_score
 from toolkit.registry.versions import Version
@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog")
 
 def baseline(right):
     """A baseline of cats that is right where ``right`` has a 1."""
-    answers = np.array([int(verdict == "0") for verdict in right])
+    answers = np.array([int(result == "0") for result in right])
     hashes = np.array([f"image {index}" for index in range(len(right))])
     return Baseline(CLASSES, np.eye(2)[answers], np.zeros(len(right)), hashes)
 
@@ -30,7 +30,7 @@ def candidate(number, images, card=None, **metrics):
     return Candidate(version, card or colour_card(), images, size=number * 1_500_000, latency_ms=4.0 * number)
 
 
-def test_side_by_side_has_one_row_a_version_and_compares_with_the_first():
+def test_one_row_a_version_compared_with_the_first():
     card = colour_card()
     other = card.model_copy(
         update={
@@ -38,7 +38,7 @@ def test_side_by_side_has_one_row_a_version_and_compares_with_the_first():
             "data": {**card.data, "fingerprint": "other"},
         }
     )
-    table = side_by_side(
+    table = comparison_frame(
         [candidate(4, baseline("11110"), mean_cv_accuracy=0.8), candidate(2, baseline("01111"), other)]
     )
     assert list(table.index) == [4, 2]
@@ -57,12 +57,12 @@ def test_side_by_side_has_one_row_a_version_and_compares_with_the_first():
     assert table["setting.learning_rate"].tolist() == [0.001, 0.01]
 
 
-def test_what_is_the_same_in_all_is_no_difference():
+def test_differing_values():
     assert differing([{"seed": 1}, {"seed": 1}]) == []
     assert differing([{"mean": [0.5, 0.5]}, {"mean": [0.5, 0.6]}]) == ["mean"]
 
 
-def test_a_image_has_a_column_for_each_compared_with_the_first():
+def test_columns_are_paired_with_the_first():
     drawn = columns([candidate(4, baseline("11110")), candidate(2, baseline("01111"))])
     assert [(column.name, column.paired) for column in drawn] == [
         ("v4", None),

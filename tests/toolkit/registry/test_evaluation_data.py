@@ -45,7 +45,7 @@ def bundle(card=None, strength=8.0, program=None):
 # --- a folder -----------------------------------------------------------------------------------
 
 
-def test_each_sub_folder_is_a_class_and_each_image_below_is_of_it(tmp_path):
+def test_each_sub_folder_is_a_class(tmp_path):
     folder = fill(
         tmp_path, "dog/b.JPG", "dog/a.png", "cat/old/tabby/c.webp", "cat/notes.txt", "cat/.hidden.png", "cat/._a.jpg",
         ".git/x.png", "beside.png", "cat/.thumbnails/c.png",
@@ -53,7 +53,7 @@ def test_each_sub_folder_is_a_class_and_each_image_below_is_of_it(tmp_path):
     assert listed(folder) == [("cat", "cat/old/tabby/c.webp"), ("dog", "dog/a.png"), ("dog", "dog/b.JPG")]
 
 
-def test_of_train_val_and_test_only_test_is_taken(tmp_path, capsys):
+def test_only_test_is_read_of_train_val_and_test(tmp_path, capsys):
     folder = fill(tmp_path / "photos", "train/cat/1.png", "val/cat/2.png", "Test/cat/3.png", "Test/dog/4.png")
     assert listed(folder) == [("cat", "Test/cat/3.png"), ("dog", "Test/dog/4.png")]
     assert capsys.readouterr().out == f"of {folder} only Test/ is used: versions may have been trained on the rest\n"
@@ -67,7 +67,7 @@ def test_a_class_may_be_called_test(tmp_path):
     assert [of for of, _ in listed(folder)] == ["quiz", "test", "train"]
 
 
-def test_the_parts_may_have_other_names_and_classes_other_code_points(tmp_path):
+def test_other_names_of_parts_and_unicode_forms_of_classes(tmp_path):
     """What a training on this folder calls its classes, and held out, is what is measured."""
     names = ("seg_train/seg_train/e\u0301te\u0301/1.png", "seg_test/seg_test/e\u0301te\u0301/2.png", "__MACOSX/._1.png")
     folder = fill(tmp_path / "photos", *names)
@@ -106,7 +106,7 @@ def test_a_file_is_no_folder(tmp_path):
 # --- answers ------------------------------------------------------------------------------------
 
 
-def test_the_answers_are_those_of_the_program_for_each_image_by_itself(colour_folder):
+def test_predictions_are_those_of_single_images(colour_folder):
     """Two sizes, more than one batch, and one program that makes mistakes."""
     labelled = read_labelled(colour_folder)
     assert len(labelled) > BATCH
@@ -142,13 +142,13 @@ def test_each_file_is_read_once(colour_folder, monkeypatch):
     assert set(read.values()) == {1}
 
 
-def test_a_image_is_the_same_as_in_the_baseline_of_a_training(colour_folder):
+def test_an_image_has_the_hash_of_a_training_baseline(colour_folder):
     """A training's catalogue names images by the SHA-256 of their files."""
     (answers,) = predict_all([bundle()], read_labelled(colour_folder))
     assert sorted(answers.hashes.tolist()) == sorted(open_catalogue(str(colour_folder)).hashes.tolist())
 
 
-def test_a_class_that_a_model_does_not_know_is_left_out_of_its_answers(colour_folder, capsys):
+def test_unknown_classes_are_left_out_of_a_models_predictions(colour_folder, capsys):
     fill(colour_folder, "Red/1.png", data=colour_image("red", seed=1))
     fill(colour_folder, "zebra/1.png", "zebra/2.png", data=colour_image("red", seed=2))
     narrow = bundle(colour_card(classes=("blue", "green", "violet")))
@@ -161,14 +161,14 @@ def test_a_class_that_a_model_does_not_know_is_left_out_of_its_answers(colour_fo
     ]
 
 
-def test_a_model_that_knows_none_of_the_classes_has_no_answers(colour_folder):
+def test_a_model_without_known_classes_has_no_predictions(colour_folder):
     strange = bundle(colour_card(classes=("cat", "dog", "owl")))
     known, none = predict_all([bundle(), strange], read_labelled(colour_folder))
     assert (known.size, none.size) == (120, 0)
     assert np.isnan(none.accuracy)
 
 
-def test_when_no_model_knows_a_class_both_lists_are_named(tmp_path):
+def test_no_known_class_names_both_lists(tmp_path):
     labelled = [LabelledImage("Red", tmp_path / "1.png"), LabelledImage("zebra", tmp_path / "2.png")]
     message = "^no model knows a class of the images, Red, zebra; the models know: red, blue, green$"
     with pytest.raises(DataError, match=message):
@@ -188,7 +188,7 @@ def test_broken_images_are_skipped_and_the_first_are_named(colour_folder, capsys
     assert line.endswith(f"; {empty}: the file is empty; and 2 more")
 
 
-def test_without_one_usable_image_there_is_nothing_to_compare(tmp_path):
+def test_no_usable_image_is_refused(tmp_path):
     fill(tmp_path, "red/1.png", data=b"noise")
     with pytest.raises(DataError, match=r"^not one image can be used: .*1\.png: not an image"):
         predict_all([bundle()], read_labelled(tmp_path))
@@ -221,7 +221,7 @@ def many(folder, count):
     return read_labelled(folder)
 
 
-def test_progress_is_a_bar_on_a_terminal_and_a_few_lines_elsewhere(tmp_path, monkeypatch, capsys):
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "IMAGES_A_LINE", 25)
     monkeypatch.setattr(module, "BATCH", 16)
     labelled = many(tmp_path, 80)
@@ -235,7 +235,7 @@ def test_progress_is_a_bar_on_a_terminal_and_a_few_lines_elsewhere(tmp_path, mon
     assert not capsys.readouterr().out
 
 
-def test_there_are_at_most_ten_lines_however_many_images(tmp_path, monkeypatch, capsys):
+def test_progress_has_at_most_ten_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "IMAGES_A_LINE", 1)
     monkeypatch.setattr(module, "BATCH", 2)
     predict_all([bundle()], many(tmp_path, 95))

@@ -21,12 +21,12 @@ def client(tmp_path):
     return connect(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_what_has_a_digest_is_not_asked_about(client):
+def test_a_version_with_a_digest_needs_no_request(client):
     ours = replace(FOREIGN, digest="d" * 64, run_id="nowhere", model_id="m-nowhere")
     assert recognised(client, ours) is ours
 
 
-def test_the_model_speaks_first_and_then_the_run(client):
+def test_the_digest_of_the_model_comes_before_that_of_the_run(client):
     with Run(client, "training", role="final", name="one", tags={DIGEST_TAG: "a" * 64}) as run:
         model_id = run.new_model()
     client.set_logged_model_tags(model_id, {DIGEST_TAG: "b" * 64})
@@ -36,7 +36,7 @@ def test_the_model_speaks_first_and_then_the_run(client):
     assert recognised(client, replace(FOREIGN, run_id=run.id)).digest == "a" * 64
 
 
-def test_what_is_gone_or_was_never_ours_has_no_digest(client):
+def test_deleted_and_foreign_models_have_no_digest(client):
     with Run(client, "training", role="final", name="foreign") as run:
         pass
     for version in (FOREIGN, replace(FOREIGN, run_id=run.id), replace(FOREIGN, run_id="e" * 32, model_id="m-gone")):

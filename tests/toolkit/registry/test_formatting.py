@@ -11,7 +11,7 @@ from toolkit.bundle.files import Measurement
 from toolkit.registry.formatting import INTERVALS, comparison_table, version_description
 
 
-def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists():
+def test_a_description_has_sample_sizes_and_shortens_lists():
     classes = tuple(f"class {number}" for number in range(12))
     card = colour_card(classes=classes).model_copy(
         update={
@@ -35,7 +35,7 @@ def test_a_description_gives_each_figure_its_sample_size_and_shortens_long_lists
     ]
 
 
-def test_a_comparison_has_versions_as_columns_and_leaves_out_what_nobody_measured():
+def test_a_comparison_leaves_out_missing_metrics():
     table = pd.DataFrame(
         {
             "stage": ["Production", "None"],

@@ -50,7 +50,7 @@ def test_the_median_of_the_rounds_after_the_warm_up():
     assert measure_latencies([bundle(steady), bundle(jumpy)], repetitions=3, clock=clock) == pytest.approx([2.0, 4.0])
 
 
-def test_programs_take_turns_with_one_image_of_their_own_size():
+def test_programs_take_turns():
     clock, seen = Clock(), []
     small, large = (Observed(name, clock, lambda _: 0.001, seen) for name in ("small", "large"))
     measure_latencies([bundle(small, 8), bundle(large, 24)], repetitions=4, clock=clock)
@@ -81,6 +81,6 @@ def test_the_number_of_threads_is_as_before():
     assert torch.get_num_threads() == before
 
 
-def test_without_a_round_there_is_nothing_to_measure():
+def test_repetitions_must_be_at_least_1():
     with pytest.raises(SettingsError, match=r"^repetitions must be at least 1, got 0$"):
         measure_latencies([], repetitions=0)

@@ -31,13 +31,13 @@ def test_wilson_solves_its_own_equation(right, images):
     assert share_score(right, images) == pytest.approx((share, centre - half, centre + half), abs=1e-9)
 
 
-def test_of_no_image_nothing_is_a_number():
+def test_no_images_have_nan_metrics():
     nothing = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
     assert all(math.isnan(value) for score in (accuracy_of(nothing), *scores_of(nothing).values()) for value in score)
 
 
 @pytest.mark.parametrize(("images", "classes", "noise"), [(300, 3, 0.2), (40, 12, 0.5), (5, 2, 0.0), (2000, 100, 0.3)])
-def test_scores_are_those_of_scikit_learn(images, classes, noise):
+def test_scores_match_scikit_learn(images, classes, noise):
     some = baseline(images, classes, noise)
     scores = scores_of(some)
     assert [scores[name].value for name in SCORES] == pytest.approx(by_scikit_learn(some.labels, some.predicted))
@@ -45,7 +45,7 @@ def test_scores_are_those_of_scikit_learn(images, classes, noise):
     assert all(score.low <= score.value <= score.high for score in scores.values())
 
 
-def test_intervals_are_those_of_images_drawn_again():
+def test_intervals_match_resampled_images():
     """As a plain bootstrap gives them, image by image, with other random numbers."""
     some = baseline(250, 4, 0.3)
     generator = np.random.default_rng(5)

@@ -21,7 +21,7 @@ NOTHING = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
 def baseline(right, labels, classes=("cat", "dog"), confidence=0.75):
     """Images that are classified rightly where ``right`` has a 1, else as the class after the true one."""
     truth = np.array([int(label) for label in labels])
-    answers = np.where([verdict == "1" for verdict in right], truth, (truth + 1) % len(classes))
+    answers = np.where([result == "1" for result in right], truth, (truth + 1) % len(classes))
     rows = np.full((len(truth), len(classes)), (1 - confidence) / (len(classes) - 1))
     rows[np.arange(len(truth)), answers] = confidence
     return Baseline(tuple(classes), rows, truth, np.array([f"image {index}" for index in range(len(truth))]))
@@ -88,7 +88,7 @@ def some(seed, count, classes):
 # --- a line a version ---------------------------------------------------------------------------
 
 
-def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_line():
+def test_accuracies_have_wilson_intervals():
     figure = comparison_figure(columns(baseline("1100", "0011"), baseline("1110", "0011")))
     axes = chart(figure, "accuracy, 95 % interval")
     assert points(axes) == [(0.5, 0), (0.75, 1)]
@@ -101,7 +101,7 @@ def test_accuracies_have_their_wilson_intervals_and_the_first_one_is_a_dashed_li
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first version is the topmost"
 
 
-def test_what_was_lost_and_gained_are_bars_to_either_side_with_the_p_value():
+def test_lost_and_gained_are_diverging_bars():
     first = baseline("1110000000", "0011001100")
     second = baseline("0011111110", "0011001100")  # loses images 0 and 1, gains 3 to 8
     figure = comparison_figure(columns(first, second))
@@ -117,7 +117,7 @@ def test_a_tiny_p_value_is_not_zero():
     assert beside(chart(comparison_figure(pairs), "images lost")) == ["p < 0.001, 1,300 shared"]
 
 
-def test_what_has_nothing_to_be_compared_with_has_no_chart():
+def test_a_single_version_has_no_disagreements():
     figure = comparison_figure(columns(baseline("1", "0")))
     assert not [axes for axes in figure.axes if axes.get_title(loc="left").startswith("images lost")]
 
@@ -125,7 +125,7 @@ def test_what_has_nothing_to_be_compared_with_has_no_chart():
 # --- classes ------------------------------------------------------------------------------------
 
 
-def test_each_cell_has_the_accuracy_and_the_colour_of_the_difference():
+def test_cells_have_accuracy_and_colour_of_the_difference():
     """A class that only one version was given images of has a number there and no colour."""
     first = baseline("1100", "0011")
     second = baseline("10011", "00112", ("cat", "dog", "owl"))
@@ -147,12 +147,12 @@ def test_a_small_difference_has_a_faint_colour():
     assert image.get_clim() == (-0.05, 0.05)
 
 
-def test_how_many_images_a_class_has_is_a_span_where_versions_had_different_ones():
+def test_differing_numbers_of_images_are_a_range():
     figure = comparison_figure(columns(baseline("111", "001"), baseline("1111", "0000"), NOTHING))
     assert beside(chart(figure, "accuracy by class")) == ["2–4", "1"]
 
 
-def test_of_many_classes_those_that_differ_most_are_shown():
+def test_the_most_different_classes_are_drawn():
     """Class 10 + n has 100 - n of 100 right in one version and all in the other, and the rest are equal."""
     labels = np.repeat(np.arange(40), 100)
     wrong = [(label - 10 if label >= 10 else 0) for label in range(40)]
@@ -167,7 +167,7 @@ def test_of_many_classes_those_that_differ_most_are_shown():
     assert [label.get_text() for label in alone.get_yticklabels()] == [f"class {label}" for label in range(39, 19, -1)]
 
 
-def test_of_one_version_each_class_is_a_point_with_its_interval():
+def test_classes_of_a_single_version_are_points_with_intervals():
     axes = chart(comparison_figure(columns(baseline("10111", "00011"))), "accuracy by class")
     assert points(axes) == [(pytest.approx(2 / 3), 0), (1, 1)]
     assert np.allclose(
@@ -199,7 +199,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error():
     assert [list(line.get_xdata()) for line in diagonal] == [list(line.get_ydata()) for line in diagonal] == [[0, 1]]
 
 
-def test_every_version_has_a_diagram_and_the_lowest_of_each_column_name_the_axis():
+def test_every_version_has_a_reliability_diagram():
     figure = comparison_figure(columns(*[some(seed, 50, 3) for seed in range(5)]))
     diagrams = [chart(figure, f"v{number}") for number in range(1, 6)]
     assert [axes.get_xlabel() for axes in diagrams] == ["", "", "confidence", "confidence", "confidence"]
@@ -210,7 +210,7 @@ def test_every_version_has_a_diagram_and_the_lowest_of_each_column_name_the_axis
 
 
 @pytest.mark.parametrize(("versions", "classes"), [(1, 100), (2, 2), (10, 100)])
-def test_any_number_of_versions_and_classes_can_be_read(versions, classes):
+def test_labels_do_not_overlap(versions, classes):
     """No two texts overlap and none is cut off."""
     figure = drawn(comparison_figure(columns(*[some(seed, 400, classes) for seed in range(versions)])))
     found = [text for text in written(figure) if text.get_text().strip() and text.get_visible()]
@@ -237,7 +237,7 @@ def written(figure):
             yield from (axis.label, *(label for tick in ticks for label in (tick.label1, tick.label2)))
 
 
-def test_versions_without_images_are_shown_as_such():
+def test_versions_without_images():
     figure = drawn(comparison_figure(columns(NOTHING, baseline("11", "01"), NOTHING)))
     assert beside(chart(figure, "accuracy, 95 %")) == ["no images", "1.000 of 2", "no images"]
     assert beside(chart(figure, "images lost")) == ["no shared images", "no shared images"]
@@ -247,7 +247,7 @@ def test_versions_without_images_are_shown_as_such():
     assert [text.get_text() for text in chart(alone, "accuracy by class").texts] == ["no images"]
 
 
-def test_the_title_says_what_is_compared_and_on_how_many_images():
+def test_the_title():
     images = [some(seed, 20, 3) for seed in range(6)]
     assert comparison_figure(columns(*images[:1])).get_suptitle() == "v1 on 20 images"
     assert comparison_figure(columns(*images[:3])).get_suptitle() == "v2, v3 against v1 on 20 images"
@@ -255,7 +255,7 @@ def test_the_title_says_what_is_compared_and_on_how_many_images():
     assert comparison_figure(columns(images[0], some(1, 30, 3))).get_suptitle() == "v2 against v1"
 
 
-def test_long_names_lose_their_middle_and_dollar_signs_are_no_mathematics():
+def test_long_names_and_dollar_signs():
     names = ("northern_mockingbird_female_juvenile", r"$\nothing$")
     figure = drawn(comparison_figure(columns(*[baseline("10", "01", names)] * 2)))
     labels = chart(figure, "accuracy by class").get_yticklabels()

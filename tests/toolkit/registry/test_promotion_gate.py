@@ -36,7 +36,7 @@ def candidate(
     return Candidate(version, colour_card(classes=classes), Baseline(classes, probabilities, truth, hashes), 1, latency)
 
 
-def judged(lost, gained, images=300):
+def gate_result(lost, gained, images=300):
     """Version 2 against 1, which is right on the first half; losses and gains are spread over the classes."""
     before = np.arange(images) < images // 2
     after = before.copy()
@@ -49,39 +49,39 @@ def judged(lost, gained, images=300):
     ("lost", "gained", "passed"),
     [(0, 0, True), (5, 0, True), (6, 0, False), (0, 6, True), (12, 4, True), (14, 4, False), (4, 14, True)],
 )
-def test_only_what_is_significantly_worse_is_refused(lost, gained, passed):
-    verdict = judged(lost, gained)
-    assert verdict.passed == passed == (mcnemar(lost, gained) >= ALPHA or gained > lost)
-    assert verdict.objections == (() if passed else ("it is significantly worse",))
+def test_only_a_significantly_worse_version_is_refused(lost, gained, passed):
+    result = gate_result(lost, gained)
+    assert result.passed == passed == (mcnemar(lost, gained) >= ALPHA or gained > lost)
+    assert result.objections == (() if passed else ("it is significantly worse",))
 
 
-def test_the_figures_are_in_one_line():
-    assert judged(14, 4).figures == (
+def test_the_summary_is_one_line():
+    assert gate_result(14, 4).summary == (
         "accuracy 0.4667 [0.411, 0.523] against 0.5 [0.444, 0.556] of v1 on the same 300 images, 4 gained and"
         " 14 lost, p 0.031"
     )
-    assert str(judged(14, 4)).removeprefix(judged(14, 4).figures).startswith("; it is significantly worse; ")
-    assert "\n" not in str(judged(14, 4))
+    assert str(gate_result(14, 4)).removeprefix(gate_result(14, 4).summary).startswith("; it is significantly worse; ")
+    assert "\n" not in str(gate_result(14, 4))
 
 
-def test_the_fewest_mistakes_that_count_are_the_fewest_that_are_significant():
+def test_min_lost_is_the_least_significant_number():
     assert mcnemar(MIN_LOST, 0) < ALPHA <= mcnemar(MIN_LOST - 1, 0)
 
 
-def test_a_class_that_fell_behind_is_seen_behind_an_accuracy_that_rose():
+def test_a_worse_class_is_detected_despite_a_higher_accuracy():
     labels = np.arange(300) % 3
     before = labels != 1  # never right on dogs
     after = before.copy()
     after[np.flatnonzero(labels == 1)] = True  # all dogs gained
     after[np.flatnonzero(labels == 0)[:30]] = False  # 30 cats lost
-    verdict = check_promotion(candidate(2, after, labels), candidate(1, before, labels))
-    assert verdict.paired.whole.gained > verdict.paired.whole.lost
-    assert verdict.objections == (
+    result = check_promotion(candidate(2, after, labels), candidate(1, before, labels))
+    assert result.paired.whole.gained > result.paired.whole.lost
+    assert result.objections == (
         "it is significantly worse in class 'cat': of 100 images of 'cat' 30 lost and 0 gained",
     )
 
 
-def test_holm_asks_more_of_the_many():
+def test_holm_corrects_for_the_number_of_classes():
     seven = PairedCounts(lost=7)  # p = 2 / 2**7 = 0.0156
     assert worse_classes(PairedComparison({"a": seven})) == ["a"]
     assert worse_classes(PairedComparison({"a": seven, "b": PairedCounts(both=9), "c": PairedCounts(both=9)})) == [
@@ -97,7 +97,7 @@ def test_holm_asks_more_of_the_many():
     ) == ["a"]
 
 
-def test_a_version_that_is_as_good_is_rarely_refused():
+def test_an_equal_version_is_rarely_refused():
     """Over 150 pairs of equally good versions: at most the rate that is promised, within chance."""
     generator, pairs = np.random.default_rng(0), 150
     refused = 0
@@ -107,33 +107,33 @@ def test_a_version_that_is_as_good_is_rarely_refused():
     assert refused <= pairs * ALPHA + 3 * np.sqrt(pairs * ALPHA * (1 - ALPHA))
 
 
-def test_a_class_that_is_served_may_not_disappear():
+def test_a_missing_class_is_refused():
     before = candidate(1, np.ones(30, bool))
-    verdict = check_promotion(candidate(2, np.ones(30, bool), classes=("cat", "dog"), labels=np.arange(30) % 2), before)
-    assert verdict.objections[0] == "it does not know class 'owl', which v1 tells"
+    result = check_promotion(candidate(2, np.ones(30, bool), classes=("cat", "dog"), labels=np.arange(30) % 2), before)
+    assert result.objections[0] == "it does not know class 'owl', which v1 knows"
     other = check_promotion(before, candidate(1, np.ones(300, bool), classes=("cat", "dog"), labels=np.arange(300) % 2))
     assert other.passed
     assert "new: class 'owl'" in other.remarks
 
 
-def test_without_a_shared_image_nothing_tells():
-    verdict = check_promotion(candidate(2, np.ones(30, bool), first=100), candidate(1, np.ones(30, bool)))
-    assert verdict.figures == "not compared with v1"
-    (objection,) = verdict.objections
+def test_no_shared_image_is_refused():
+    result = check_promotion(candidate(2, np.ones(30, bool), first=100), candidate(1, np.ones(30, bool)))
+    assert result.summary == "not compared with v1"
+    (objection,) = result.objections
     assert objection == (
-        "it shares no held-out image with v1, so nothing tells which is better; name a folder of labelled images to"
-        " run both on"
+        "it shares no held-out image with v1, so they cannot be compared; name a folder of labelled images to run both"
+        " on"
     )
 
 
-def test_what_is_worth_knowing_is_said_and_refuses_nothing():
-    few = judged(0, 0, images=50)
-    assert few.remarks == ("50 images are few: 5 mistakes more, 10%, could not be told from chance",)
-    assert judged(0, 0).remarks == ()
+def test_remarks_refuse_nothing():
+    few = gate_result(0, 0, images=50)
+    assert few.remarks == ("50 images are few: 5 mistakes more, 10%, would not be significant",)
+    assert gate_result(0, 0).remarks == ()
     right = np.ones(300, bool)
-    verdict = check_promotion(candidate(2, right, latency=12.0, confidence=0.9), candidate(1, right, latency=8.0))
-    assert verdict.passed
-    assert verdict.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms an image against 8")
+    result = check_promotion(candidate(2, right, latency=12.0, confidence=0.9), candidate(1, right, latency=8.0))
+    assert result.passed
+    assert result.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms an image against 8")
     decoder = candidate(2, right)
     decoder = replace(decoder, card=decoder.card.model_copy(update={"decoder": "0 (pillow 9)"}))
     assert (
@@ -143,12 +143,12 @@ def test_what_is_worth_knowing_is_said_and_refuses_nothing():
     )
 
 
-@pytest.mark.parametrize("verdict", [judged(14, 4), judged(0, 0, images=0)])
-def test_a_program_can_read_it(verdict):
-    told = json.loads(json.dumps(verdict.to_dict(), allow_nan=False))
-    assert (told["version"], told["against"], told["passed"], told["images"]) == (
+@pytest.mark.parametrize("result", [gate_result(14, 4), gate_result(0, 0, images=0)])
+def test_to_dict_is_json(result):
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (values["version"], values["against"], values["passed"], values["images"]) == (
         2,
         1,
         False,
-        verdict.paired.whole.images,
+        result.paired.whole.images,
     )

@@ -39,13 +39,13 @@ def ranking(client, *words, **more):
     return [run.info.run_name for run in ranked_runs(client, *words, **more)]
 
 
-def test_the_best_comes_first_and_of_equals_the_newer(client, experiment):
+def test_the_best_run_is_first_and_of_equal_ones_the_newer(client, experiment):
     for name, accuracy in [("older", 0.8), ("worst", 0.5), ("newer", 0.8), ("best", 0.9)]:
         log_run(client, experiment, name, accuracy=accuracy)
     assert ranking(client, experiment, "accuracy") == ["best", "newer", "older", "worst"]
 
 
-def test_of_a_loss_less_is_better_unless_told(client, experiment):
+def test_a_loss_is_minimized_by_default(client, experiment):
     for name, loss in [("low", 0.1), ("high", 0.9), ("middle", 0.5)]:
         log_run(client, experiment, name, val_loss=loss)
     assert ranking(client, experiment, "val_loss") == ["low", "middle", "high"]
@@ -53,7 +53,7 @@ def test_of_a_loss_less_is_better_unless_told(client, experiment):
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
-def test_what_is_no_number_is_never_the_best(client, experiment, mode):
+def test_nan_and_infinity_are_never_the_best(client, experiment, mode):
     for name, value in [("nan", math.nan), ("inf", math.inf), ("minus", -math.inf), ("number", 0.4)]:
         log_run(client, experiment, name, accuracy=value)
     log_run(client, experiment, "another metric", f1=0.9)
@@ -74,8 +74,8 @@ def test_only_finished_results_with_a_model_count(client, experiment):
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 @pytest.mark.parametrize("page", [1, 3, 100])
-def test_the_ranking_is_exact_whatever_fits_on_a_page(client, experiment, monkeypatch, page, mode):
-    monkeypatch.setattr(run_selection, "RUNS_A_PAGE", page)
+def test_the_ranking_is_exact_over_pages(client, experiment, monkeypatch, page, mode):
+    monkeypatch.setattr(run_selection, "PAGE_SIZE", page)
     values = [0.3, -3.5, 1e-05, 1e22, 0.1 + 0.2, 5e-324, 0.3, -1e-300, 0.0, 0.3]
     for number, value in enumerate(values):
         log_run(client, experiment, str(number), score=value)
@@ -85,7 +85,7 @@ def test_the_ranking_is_exact_whatever_fits_on_a_page(client, experiment, monkey
 
 
 @pytest.mark.parametrize("metric", ["a b", "group/loss", "top:5", "f1-score", "v2.accuracy", "größe"])
-def test_any_name_that_mlflow_allows_can_be_ranked_by(client, experiment, metric):
+def test_every_metric_name_of_mlflow_can_be_ranked(client, experiment, metric):
     for name, value in [("good", 0.9), ("bad", 0.1)]:
         log_run(client, experiment, name, **{metric: value})
     assert ranking(client, experiment, metric, mode="max") == ["good", "bad"]
@@ -102,9 +102,9 @@ class CountingClient(MlflowClient):
         return page
 
 
-def test_of_many_runs_few_are_read(client, experiment, monkeypatch):
-    monkeypatch.setattr(run_selection, "RUNS_A_PAGE", 2)
-    monkeypatch.setattr(run_selection, "MOST_SEEN", 3)
+def test_few_of_many_runs_are_read(client, experiment, monkeypatch):
+    monkeypatch.setattr(run_selection, "PAGE_SIZE", 2)
+    monkeypatch.setattr(run_selection, "MAX_READ", 3)
     for value in range(12):
         log_run(client, experiment, str(value), score=value)
     for role in ("trial", "fold"):
@@ -118,7 +118,7 @@ def test_of_many_runs_few_are_read(client, experiment, monkeypatch):
     assert counting.runs <= 4
 
 
-def test_bad_input_gets_a_sentence(client, experiment):
+def test_errors_are_one_sentence(client, experiment):
     with pytest.raises(TrackingError, match=r"no experiment 'exprmnt 0'; there are: experiment \d"):
         ranking(client, "exprmnt 0", "accuracy")
     log_run(client, experiment, "no model", digest="", accuracy=0.9)
@@ -143,7 +143,7 @@ def test_a_run_without_outputs_has_no_model(client, experiment):
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "ERROR_rate", "training_time_s", "epoch_duration_s", "batch_ms_p95"])
-def test_losses_errors_and_times_are_better_low(metric):
+def test_metric_mode(metric):
     assert metric_mode(metric) == "min"
 
 
@@ -157,7 +157,7 @@ def own_client(tmp_path):
     return connect(f"sqlite:///{tmp_path}/own.db")
 
 
-def test_the_only_experiment_that_holds_models_is_found(own_client):
+def test_only_experiment(own_client):
     with pytest.raises(RegistryError, match=r"^no experiment has a finished run that holds a model; .*train_cnn\.py$"):
         only_experiment(own_client)
     log_run(own_client, "empty", "no model", digest="", best_val_accuracy=0.9)
@@ -174,7 +174,7 @@ def test_the_only_experiment_that_holds_models_is_found(own_client):
     assert only_experiment(own_client) == "hyperopt_tuning"
 
 
-def test_runs_are_judged_by_what_all_of_them_have(client, experiment):
+def test_usual_metric(client, experiment):
     log_run(client, experiment, "folds", best_val_accuracy=0.8, mean_cv_accuracy=0.8)
     assert usual_metric(client, experiment) == "mean_cv_accuracy"
     log_run(client, experiment, "one split", best_val_accuracy=0.9)
@@ -183,7 +183,7 @@ def test_runs_are_judged_by_what_all_of_them_have(client, experiment):
         usual_metric(client, "nowhere")
 
 
-def test_a_chosen_run_is_one_that_holds_a_model(client, experiment):
+def test_chosen_run(client, experiment):
     whole = Run(client, experiment, role="final", name="whole", tags={DIGEST_TAG: "d" * 64})
     with pytest.raises(RegistryError, match=rf"^run {whole.id} is running; let it finish first$"):
         chosen_run(client, whole.id)

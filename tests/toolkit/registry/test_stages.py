@@ -43,7 +43,7 @@ class Model:
 
     def log(self):
         entries = [entry for version in self.stages.versions() for entry in version.transitions]
-        return [(e.version, e.source, e.target, e.why) for e in sorted(entries, key=lambda entry: entry.time)]
+        return [(e.version, e.source, e.target, e.reason) for e in sorted(entries, key=lambda entry: entry.time)]
 
     def assert_whole(self):
         """Aliases, tags, MLflow's stages and the history say the same, and no stage holds two."""
@@ -126,7 +126,7 @@ def test_staging_holds_one_version_too(new_model):
     model.assert_whole()
 
 
-def test_aliases_of_others_stay(client, new_model):
+def test_other_aliases_stay(client, new_model):
     model = new_model()
     client.set_registered_model_alias(model.name, "champion", "1")
     model.move(1, "Production")
@@ -135,7 +135,7 @@ def test_aliases_of_others_stay(client, new_model):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(new_model, seed):
+def test_any_moves_leave_a_consistent_registry(new_model, seed):
     model, dice = new_model(), random.Random(seed)
     expected, promotions = dict.fromkeys(range(1, 5), "None"), 0
     for _ in range(12):
@@ -157,7 +157,7 @@ def test_after_any_moves_the_registry_is_whole_and_each_is_in_the_history(new_mo
 @pytest.mark.parametrize(
     ("number", "target"), [(3, "Production"), (2, "Production"), (1, "Staging"), (1, "Archived"), (2, "None")]
 )
-def test_a_kill_at_any_write_is_mended_by_the_next_move(client, new_model, number, target):
+def test_a_kill_at_any_write_is_repaired_by_the_next_move(client, new_model, number, target):
     finished = False
     for writes in itertools.count():
         model = new_model()
@@ -184,7 +184,7 @@ def test_a_kill_at_any_write_is_mended_by_the_next_move(client, new_model, numbe
             break
 
 
-def test_two_versions_in_production_for_mlflow_are_mended_and_told(client, new_model):
+def test_two_production_versions_of_mlflow_are_repaired(client, new_model):
     model = new_model()
     model.move(1, "Production")
     model.stages._show(2, "Staging")
@@ -197,20 +197,20 @@ def test_two_versions_in_production_for_mlflow_are_mended_and_told(client, new_m
     assert model.read() == {1: "Production", 2: "None", 3: "Archived", 4: "None"}
 
 
-def test_an_alias_that_was_moved_by_hand_is_believed_and_recorded(client, new_model):
+def test_an_alias_moved_by_another_tool_is_recorded(client, new_model):
     model = new_model()
     model.move(1, "Production")
     client.set_registered_model_alias(model.name, "production", "2")
     model.stages.repair()
     model.assert_whole()
     assert model.log()[1:] == [
-        (2, "None", "Production", "mended: the alias 'production' was set by another tool"),
+        (2, "None", "Production", "repaired: the alias 'production' was set by another tool"),
         (1, "Production", "Archived", "replaced by v2"),
     ]
     assert [version.version for version in rollback_candidates(model.stages.versions())] == [1]
 
 
-def test_without_mlflows_stages_aliases_and_tags_go_on(client, new_model):
+def test_aliases_and_tags_work_without_mlflow_stages(client, new_model):
     model = new_model()
     stageless = Model(client, model.name, Stages(StagelessClient(client), model.name))
     stageless.move(1, "Production")
@@ -219,7 +219,7 @@ def test_without_mlflows_stages_aliases_and_tags_go_on(client, new_model):
     assert stageless.stages.repair() == []
 
 
-def test_a_clock_that_stands_still_or_runs_back_keeps_the_order(client, new_model):
+def test_the_history_keeps_its_order_with_a_bad_clock(client, new_model):
     model = new_model()
     hours = iter([NINE, NINE, NINE - timedelta(hours=1), NINE - timedelta(hours=1), NINE, NINE])
     model.stages = Stages(client, model.name, clock=lambda: next(hours))
@@ -244,7 +244,7 @@ def down(version):
     return version, "Production", "Archived", False
 
 
-def test_rollbacks_go_further_back_each_time():
+def test_each_rollback_goes_further_back():
     assert line(up(1), up(2), down(1), up(3), down(2)) == [1, 2, 3]
     assert line(up(1), up(2), up(3), up(2, rollback=True), down(3)) == [1, 2]
     assert line(up(1), up(2), up(3), up(2, rollback=True), up(1, rollback=True)) == [1]
@@ -252,14 +252,14 @@ def test_rollbacks_go_further_back_each_time():
     assert line(up(1), up(2), up(1)) == [1, 2, 1]  # promoted again, so 2 was the one before
 
 
-def test_what_was_archived_in_production_is_not_returned_to():
+def test_a_rollback_skips_versions_archived_in_production():
     assert line(up(1), up(2), down(1), down(2)) == [1]
     assert line(up(1), up(2), down(2), up(3)) == [1, 3]
 
 
-def test_the_verdict_on_a_version_does_not_depend_on_mlflows_stage():
+def test_resolve_stage_ignores_mlflows_stage():
     version = Version("cats", 1, "Archived", "", "", "", NINE, tags={"stage": "Production"}, mlflow_stage="Production")
     stage, entry = resolve_stage(version, {"Production": 2})
-    assert (stage, entry and entry.why) == ("Archived", "replaced by v2")
+    assert (stage, entry and entry.reason) == ("Archived", "replaced by v2")
     stage, entry = resolve_stage(version, {})
-    assert (stage, entry and entry.why) == ("Archived", "mended: the alias 'production' was taken away")
+    assert (stage, entry and entry.reason) == ("Archived", "repaired: the alias 'production' was taken away")

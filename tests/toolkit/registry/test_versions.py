@@ -23,16 +23,16 @@ def entity(*aliases, **tags):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stages_are_known_in_any_case(stage):
+def test_stages_in_any_case(stage):
     assert {stage_named(text) for text in (stage, stage.lower(), stage.upper(), f" {stage} ")} == {stage}
 
 
-def test_an_unknown_stage_is_refused_with_the_nearest_first():
+def test_an_unknown_stage_is_refused():
     with pytest.raises(RegistryError, match=r"there is no stage 'Stagin'; there are: Staging, None"):
         stage_named("Stagin")
 
 
-def test_a_transition_survives_its_tag():
+def test_transition_round_trip():
     entry = Transition(7, NINE, "Staging", "Production", "ann", 'why "so"', rollback=True, cancels="transition.x")
     assert Transition.from_tag(7, entry.key, entry.to_json()) == entry
     assert entry.key == "transition.2026-05-01T09:00:00.000042Z"
@@ -50,11 +50,11 @@ def test_a_transition_survives_its_tag():
         ((), {"stage": "on holiday"}, "None"),
     ],
 )
-def test_the_alias_is_the_truth_and_the_tag_comes_second(aliases, tags, stage):
+def test_the_alias_decides_before_the_tag(aliases, tags, stage):
     assert read_version(entity(*aliases, **tags)).stage == stage
 
 
-def test_what_other_tools_wrote_into_our_tags_is_no_obstacle():
+def test_tags_of_other_tools_are_ignored():
     good = Transition(7, NINE, "", "None", "ann", "registered")
     version = read_version(
         entity(
@@ -67,7 +67,7 @@ def test_what_other_tools_wrote_into_our_tags_is_no_obstacle():
     assert (version.digest, version.model_id, version.mlflow_stage) == ("", "m-12", "Staging")
 
 
-def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out():
+def test_a_version_as_json():
     entry = Transition(7, NINE, "", "None")
     version = read_version(entity("production", metrics='{"accuracy": 0.5}', **{entry.key: entry.to_json()}))
     fields = json.loads(json.dumps(version.to_dict()))
@@ -76,7 +76,7 @@ def test_a_version_as_json_keeps_its_figures_and_leaves_the_history_out():
     assert list(fields["tags"]) == ["metrics"]
 
 
-def test_all_versions_come_newest_first_over_pages_with_their_aliases(tmp_path, monkeypatch):
+def test_versions_are_read_in_pages_newest_first(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "VERSIONS_A_PAGE", 2)
     store = tmp_path / "mlflow.db"
     store.write_bytes(empty_store())

@@ -42,12 +42,12 @@ def sample(space, random):
 
 
 def study(count, space, accuracy, seed=0):
-    """Random points of the space; one in four was cut after a fold, and one in ten of the others failed."""
+    """Random points of the space; one in four was pruned after a fold, and one in ten of the others failed."""
     random = np.random.default_rng(seed)
     trials = []
     for number in range(count):
         point = sample(space, random)
-        state = "cut" if number % 4 == 3 else "failed" if number % 10 == 6 else "complete"
+        state = "pruned" if number % 4 == 3 else "failed" if number % 10 == 6 else "complete"
         folds = 2 if state == "complete" else 1
         trials.append(trial(number, point, *[accuracy(point, random)] * folds, state=state))
     return trials
@@ -58,8 +58,8 @@ def noise(_, random):
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "batch_size", "epochs", "optimizer", "momentum"])
-def test_what_alone_decides_comes_out_on_top(name):
-    """Beside four that do nothing, with a little noise."""
+def test_the_only_influence_comes_first(name):
+    """With four others without influence, and a little noise."""
     space = {**SMALL, "batch_size": Choice((16, 32, 64, 128))}
 
     def accuracy(point, random):
@@ -71,26 +71,26 @@ def test_what_alone_decides_comes_out_on_top(name):
     assert most > 5 * max(abs(mean) for _, (mean, _) in others)
 
 
-def test_an_accuracy_that_never_changes_depends_on_nothing():
+def test_a_constant_accuracy_depends_on_nothing():
     found = importances(study(40, SMALL, lambda *_: 0.9), SMALL)
     assert set(found) == {"learning_rate", "optimizer", "momentum", "epochs"}
     assert np.allclose(list(found.values()), 0, atol=1e-12)
 
 
-def test_chance_depends_on_nothing_either():
+def test_a_random_accuracy_depends_on_nothing():
     """Trees learn chance by heart; on trials that they have not seen it is no help. A mean error of noise is 0.05."""
     for seed in range(2):
         found = importances(study(60, SMALL, noise, seed), SMALL)
         assert all(abs(mean) < 0.01 for mean, _ in found.values())
 
 
-def test_the_same_trials_give_the_same():
+def test_importances_are_reproducible():
     trials = study(20, SMALL, noise)
     assert importances(trials, SMALL) == importances(trials, SMALL)
 
 
-@pytest.mark.parametrize(("state", "least", "most"), [("cut", 0.1, 0.5), ("failed", 0, 1e-12)])
-def test_cut_trials_count_and_failed_ones_do_not(state, least, most):
+@pytest.mark.parametrize(("state", "least", "most"), [("pruned", 0.1, 0.5), ("failed", 0, 1e-12)])
+def test_pruned_trials_count_and_failed_ones_do_not(state, least, most):
     """All that learned slowly ended early, with 0.5 instead of 0.9."""
     slow = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.5, state=state) for n in range(10)]
     fast = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.9) for n in range(10, 20)]
@@ -98,7 +98,7 @@ def test_cut_trials_count_and_failed_ones_do_not(state, least, most):
     assert least <= mean <= most
 
 
-def test_too_few_trials_have_no_importances_and_the_image_says_so():
+def test_too_few_trials_have_no_importances():
     trials = [trial(n, sample(SMALL, np.random.default_rng(n)), 0.5 + n / 100) for n in range(MIN_TRIALS)]
     assert importances(trials[1:], SMALL) == {}
     assert set(importances(trials, SMALL)) == {"learning_rate", "optimizer", "momentum", "epochs"}
@@ -108,7 +108,7 @@ def test_too_few_trials_have_no_importances_and_the_image_says_so():
     ]
 
 
-def test_the_importance_image_has_a_bar_for_each_hyperparameter_the_highest_on_top():
+def test_the_importance_plot():
     trials = study(40, SMALL, lambda point, _: point["epochs"] / 50)
     found = importances(trials, SMALL)
     figure = importance_plot(trials, SMALL)
@@ -122,8 +122,7 @@ def test_the_importance_image_has_a_bar_for_each_hyperparameter_the_highest_on_t
         pytest.approx(spread) for _, spread in found.values()
     ]
     assert figure.get_supxlabel() == (
-        "permutation importance (scikit-learn) under random forests, on trials they did not learn from;"
-        " 26 complete and 10 cut"
+        "permutation importance (scikit-learn) under random forests, on unseen trials; 26 complete and 10 pruned"
     )
 
 
@@ -134,7 +133,7 @@ def test_a_study_of_any_size_can_be_drawn(count, space):
     assert buffer.getvalue().startswith(b"\x89PNG")
 
 
-def test_a_space_with_nothing_to_vary_has_no_importances():
+def test_a_fixed_space_has_no_importances():
     trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(MIN_TRIALS)]
     figure = importance_plot(trials, {"image_size": Choice((32,))})
     assert [text.get_text() for text in figure.texts] == ["no hyperparameter varies"]
@@ -150,18 +149,18 @@ def test_a_space_with_nothing_to_vary_has_no_importances():
         (Integers(10, 50), 40, 0.75),
     ],
 )
-def test_a_value_has_its_place(dimension, value, where):
+def test_place_of_a_value(dimension, value, where):
     assert place(dimension, value) == pytest.approx(where)
 
 
 @pytest.mark.parametrize("dimension", SMALL.values(), ids=SMALL.keys())
-def test_what_is_missing_or_no_option_has_no_place(dimension):
+def test_missing_values_have_no_place(dimension):
     assert np.isnan(place(dimension, None))
     assert np.isnan(place(Choice((16, 32)), 64))
 
 
 @given(st.floats(1e-8, 1e3), st.floats(1.1, 1e6), st.lists(st.floats(0, 1), min_size=2))
-def test_places_go_from_0_to_1_in_the_order_of_values(low, factor, shares):
+def test_places_are_in_the_order_of_values(low, factor, shares):
     for dimension in (Uniform(low, low * factor), LogUniform(low, low * factor)):
         assert (place(dimension, low), place(dimension, low * factor)) == (0, pytest.approx(1))
         places = [place(dimension, min(low * factor**share, low * factor)) for share in sorted(shares)]

@@ -17,7 +17,7 @@ from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal, read_journal, write_whole
 
 ABOUT = {"seed": 0, "space": {"epochs": {"low": 3, "high": 6}}}
-ENTRIES = [{"asked": {"number": 0}}, {"told": {"number": 0, "state": "complete"}}, {"note": 'Gänse, "雁"\r\n\x00'}]
+ENTRIES = [{"proposal": {"number": 0}}, {"result": {"number": 0, "state": "complete"}}, {"note": 'Gänse, "雁"\r\n\x00'}]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def entries_of(path):
 # --- what is written comes back -----------------------------------------------------------------
 
 
-def test_what_is_appended_comes_back_in_order(written):
+def test_entries_come_back_in_order(written):
     with Journal(written) as journal:
         assert (journal.about, journal.entries) == (ABOUT, ENTRIES)
         journal.append({"more": [1, 2]})
@@ -51,13 +51,13 @@ def test_what_is_appended_comes_back_in_order(written):
     assert read_journal(written) == (ABOUT, [*ENTRIES, {"more": [1, 2]}])
 
 
-def test_it_is_lines_of_json_that_other_programs_read(written):
+def test_a_journal_is_json_lines(written):
     content = written.read_bytes()
     assert content.isascii()
     assert [json.loads(line) for line in content.splitlines()] == [{"format": 1, "about": ABOUT}, *ENTRIES]
 
 
-def test_it_begins_in_folders_that_it_makes_and_leaves_no_litter(written):
+def test_a_new_journal_creates_its_folders_and_leaves_no_scratch_files(written):
     assert sorted(entry.name for entry in written.parent.iterdir()) == ["journal.jsonl", "journal.lock"]
 
 
@@ -83,13 +83,13 @@ def test_any_plain_values_come_back(about, entries, tmp_path_factory):
 # --- a process ends at any moment ---------------------------------------------------------------
 
 
-def test_a_last_line_torn_at_any_byte_is_taken_away_and_the_rest_is_kept(written):
+def test_an_unfinished_last_line_is_removed(written):
     whole = written.read_bytes()
     last = whole.rfind(b"\n", 0, -1) + 1
     for length in range(last, len(whole)):
         written.write_bytes(whole[:length])
         assert read_journal(written) == (ABOUT, ENTRIES[:-1])
-        assert written.stat().st_size == length, "who only reads changes nothing"
+        assert written.stat().st_size == length, "reading changes nothing"
         with Journal(written) as journal:
             assert journal.entries == ENTRIES[:-1]
             journal.append(ENTRIES[-1])
@@ -114,21 +114,21 @@ def process(script, path):
     return subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
 
 
-def test_kill_9_loses_nothing_that_was_written(path):
+def test_kill_9_loses_no_entry(path):
     """A process says the number of each entry after it was written, and is killed in the middle of its work."""
     Journal(path, ABOUT).close()
-    told = -1
+    reported = -1
     for lines in (1, 7, 30):
         with process(APPEND_FOR_EVER, path) as writer:
             assert writer.stdout is not None
             for _ in range(lines):
-                told = int(writer.stdout.readline())
+                reported = int(writer.stdout.readline())
             writer.kill()
-            told = int(([str(told), *writer.stdout.read().split()])[-1])
+            reported = int(([str(reported), *writer.stdout.read().split()])[-1])
         assert writer.returncode == -signal.SIGKILL
         numbers = [entry["number"] for entry in entries_of(path)]
         assert numbers == list(range(len(numbers)))
-        assert told + 1 <= len(numbers) <= told + 2, "one more may have been written and not been told of"
+        assert reported + 1 <= len(numbers) <= reported + 2, "one more may have been written and not been reported"
 
 
 def test_an_entry_is_on_disk_when_append_returns(path, monkeypatch):
@@ -167,25 +167,25 @@ with Journal(Path(sys.argv[1])) as journal:
 """
 
 
-def test_the_second_of_two_processes_is_refused_in_one_line_and_may_read(written):
-    holder = subprocess.Popen(
+def test_a_second_process_may_only_read(written):
+    incumbent = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(written)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    with incumbent:
+        assert incumbent.stdout is not None
+        assert incumbent.stdout.readline() == "held\n"
         for about in (None, ABOUT):
             with pytest.raises(SettingsError) as caught:
                 Journal(written, about)
-            reason = f"the journal {written} is being written by process {holder.pid}; wait for it or stop it"
+            reason = f"the journal {written} is being written by process {incumbent.pid}; wait for it or stop it"
             assert str(caught.value) == reason
         assert read_journal(written) == (ABOUT, [*ENTRIES, {"mine": True}])
-        holder.communicate()
+        incumbent.communicate()
     assert entries_of(written) == [*ENTRIES, {"mine": True}]
 
 
-def test_what_could_not_be_opened_is_not_held(written):
-    """Or who corrects a mistake would wait for himself."""
+def test_a_failed_open_releases_the_lock(written):
+    """Otherwise a corrected second attempt would be refused."""
     whole = written.read_bytes()
     written.write_bytes(b"[]\n" + whole)
     with pytest.raises(DataError):
@@ -199,7 +199,7 @@ def test_what_could_not_be_opened_is_not_held(written):
 # --- what there must be, and what not -----------------------------------------------------------
 
 
-def test_one_that_is_there_is_not_begun_again(written):
+def test_an_existing_journal_is_not_overwritten(written):
     before = written.read_bytes()
     with pytest.raises(SettingsError) as caught:
         Journal(written, {"seed": 1})
@@ -207,12 +207,12 @@ def test_one_that_is_there_is_not_begun_again(written):
     assert written.read_bytes() == before
 
 
-def test_one_that_is_not_there_is_not_opened(path, tmp_path):
+def test_a_missing_journal_is_not_opened(path, tmp_path):
     for missing in (path, tmp_path):
         with pytest.raises(SettingsError) as caught:
             Journal(missing)
         assert str(caught.value) == f"there is no journal {missing}"
-    assert list(tmp_path.iterdir()) == [], "to look for it leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "the attempt leaves nothing behind"
 
 
 # --- what cannot be read ------------------------------------------------------------------------
@@ -223,36 +223,36 @@ FIRST = b'{"format": 1, "about": {}}\n'
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "it is no journal of this version"),
+        (b"", "it is not a journal of this version"),
         (b"\n", "line 1 is broken"),
-        (FIRST[:-1], "it is no journal of this version"),  # it was renamed when it was whole
-        (b'{"format": 2, "about": {}}\n', "it is no journal of this version"),
-        (b'{"format": 1}\n', "it is no journal of this version"),
-        (b'{"format": 1, "about": 5}\n', "it is no journal of this version"),
-        (b'{"asked": {}}\n', "it is no journal of this version"),
+        (FIRST[:-1], "it is not a journal of this version"),  # it was renamed when it was whole
+        (b'{"format": 2, "about": {}}\n', "it is not a journal of this version"),
+        (b'{"format": 1}\n', "it is not a journal of this version"),
+        (b'{"format": 1, "about": 5}\n', "it is not a journal of this version"),
+        (b'{"proposal": {}}\n', "it is not a journal of this version"),
         (b"[1, 2]\n", "line 1 is broken"),
         (b"PK\x03\x04\xff\xfe\n", "line 1 is broken"),
-        (FIRST + b'{"asked": 1}\n{"told"\n{"asked": 2}\n', "line 3 is broken"),
-        (FIRST + b'{"asked": 1}\n\n{"asked": 2}\n', "line 3 is broken"),
-        (FIRST + b'{"asked": 1}\n{"told": 1}{"asked": 2}\n', "line 3 is broken"),
-        (FIRST + b'{"asked": "\xff"}\n', "line 2 is broken"),
+        (FIRST + b'{"proposal": 1}\n{"result"\n{"proposal": 2}\n', "line 3 is broken"),
+        (FIRST + b'{"proposal": 1}\n\n{"proposal": 2}\n', "line 3 is broken"),
+        (FIRST + b'{"proposal": 1}\n{"result": 1}{"proposal": 2}\n', "line 3 is broken"),
+        (FIRST + b'{"proposal": "\xff"}\n', "line 2 is broken"),
         (FIRST + b"\x00" * 20 + b"\n", "line 2 is broken"),
         (FIRST + b"7\n", "line 2 is broken"),
         (FIRST + b"[" * 100_000 + b"\n", "line 2 is broken"),
         (FIRST + b"1" * 5_000 + b"\n", "line 2 is broken"),
     ],
 )
-def test_what_is_no_whole_journal_is_refused_in_one_line_and_left_alone(content, reason, tmp_path):
+def test_a_broken_journal_is_refused_and_left_alone(content, reason, tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(content)
-    for look in (Journal, read_journal):
+    for read in (Journal, read_journal):
         with pytest.raises(DataError) as caught:
-            look(path)
+            read(path)
         assert str(caught.value) == f"the journal {path} cannot be read: {reason}"
     assert path.read_bytes() == content
 
 
-def test_what_cannot_be_read_at_all_says_why(tmp_path):
+def test_an_unreadable_file_is_refused(tmp_path):
     for path, reason in (
         (tmp_path, "Is a directory"),
         (tmp_path / "missing", "No such file or directory"),
@@ -266,7 +266,7 @@ def test_what_cannot_be_read_at_all_says_why(tmp_path):
 # --- what cannot be written ---------------------------------------------------------------------
 
 
-def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path):
+def test_an_unwritable_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("taken")
     (tmp_path / "busy" / "journal.lock").mkdir(parents=True)
     (tmp_path / "half" / "journal.partial").mkdir(parents=True)
@@ -280,8 +280,8 @@ def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path):
             Journal(tmp_path / ("x" * 300) / "journal.jsonl", about)
 
 
-def test_a_full_disk_is_one_line_and_costs_no_entry(written):
-    """Half of the line fits. When there is room again the journal goes on, with whole lines only."""
+def test_a_full_disk_costs_no_entry(written):
+    """Half of the line fits. When there is space again the journal continues, with whole lines only."""
     before = written.read_bytes()
     with Journal(written) as journal:
         for _ in range(2):
@@ -290,11 +290,11 @@ def test_a_full_disk_is_one_line_and_costs_no_entry(written):
             assert str(caught.value) == f"the journal {written} cannot be written: File too large"
             assert written.read_bytes() == before
         assert journal.entries == ENTRIES
-        journal.append({"room": "again"})
-    assert entries_of(written) == [*ENTRIES, {"room": "again"}]
+        journal.append({"space": "again"})
+    assert entries_of(written) == [*ENTRIES, {"space": "again"}]
 
 
-def test_a_disk_that_stays_full_is_said_once(written):
+def test_a_full_disk_is_reported_once(written):
     """To close the journal tries nothing again, and lets it go."""
     with (
         full_disk(written.stat().st_size),
@@ -305,7 +305,7 @@ def test_a_disk_that_stays_full_is_said_once(written):
     assert entries_of(written) == ENTRIES
 
 
-def test_on_a_full_disk_none_is_begun(path):
+def test_no_journal_is_created_on_a_full_disk(path):
     with full_disk(50), pytest.raises(DataError) as caught:
         Journal(path, {"padding": "x" * 1_000})
     assert str(caught.value) == f"the journal {path} cannot be written: File too large"
@@ -314,7 +314,7 @@ def test_on_a_full_disk_none_is_begun(path):
     assert read_journal(path) == (ABOUT, [])
 
 
-def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
+def test_write_whole_replaces_a_file_or_leaves_it(tmp_path):
     path = tmp_path / "file.npy"
     write_whole(path, b"first")
     (tmp_path / "file.partial").write_bytes(b"what a killed process left behind")
@@ -325,8 +325,8 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
 
 
 @contextmanager
-def nobody():
-    """Root may read and write everywhere: be somebody else for a while."""
+def unprivileged():
+    """Root may read and write everywhere: run as another user."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65_534)
@@ -336,10 +336,10 @@ def nobody():
         os.seteuid(before)
 
 
-def test_a_folder_that_is_closed_to_us_is_one_line(written):
+def test_a_folder_without_permission_is_refused(written):
     written.parent.chmod(0)
     try:
-        with nobody():
+        with unprivileged():
             for about in (None, ABOUT):
                 with pytest.raises(DataError) as caught:
                     Journal(written, about)

@@ -1,4 +1,4 @@
-"""MLflow shows each trial whole and once, whatever becomes of MLflow, of this process, or of a call on the way."""
+"""MLflow shows each trial completely and once, whatever happens to MLflow, the process, or a call."""
 
 import itertools
 import json
@@ -29,15 +29,15 @@ from toolkit.training.loop import EpochMetrics, FitResult
 from toolkit.training.results.run_logging import log_folds
 from toolkit.tuning.mlflow_logger import StudyLogger, log_study
 from toolkit.tuning.space import FULL
-from toolkit.tuning.study import Proposal, Study
+from toolkit.tuning.study import Proposal, Study, StudyConfig
 from toolkit.tuning.trial import Fold, Trial
 
 SEED = 5
 NUMBERS = itertools.count()
 SETTINGS = {"model_type": "simple_cnn", "epochs": 3, "learning_rate": 0.001, "dropout": 0.25}
 
-GONE = "MLflow does not answer; the search goes on, and what MLflow has not got yet is kept for later"
-BACK = "MLflow answers again; what was kept for it has been sent"
+GONE = "MLflow does not answer; the search continues, and pending data is sent later"
+BACK = "MLflow answers again; all pending data has been sent"
 
 
 def fold(*curve):
@@ -52,11 +52,11 @@ def trial(number, *folds, state="complete", reason=""):
     return Trial(number, {**SETTINGS, "epochs": number + 1}, state, folds, 9.0, reason)
 
 
-CUT = "after fold 1 of 2: 0.5000 is below 0.7500, the worst fold of trial 1"
+PRUNED = "after fold 1 of 2: 0.5000 is below 0.7500, the worst fold of trial 1"
 TRIALS = (
     trial(0, fold(0.5, 0.75), fold(0.875)),
     trial(1, state="failed", reason="the loss became nan"),
-    trial(2, fold(0.5), state="cut", reason=CUT),
+    trial(2, fold(0.5), state="pruned", reason=PRUNED),
 )
 
 
@@ -98,7 +98,7 @@ def study(client):
 
 @pytest.fixture(scope="module")
 def make_logger(data):
-    """A function that begins to show a study's trials, as each process does that searches."""
+    """A function that makes the logger of a study, as each searching process does."""
 
     def log_fold(run, settings, number, fold):
         history = [EpochMetrics(**epoch) for epoch in fold.epochs]
@@ -120,20 +120,20 @@ def best_of(trials):
     return max(complete, key=lambda trial: trial.mean_accuracy, default=None)
 
 
-def work(mirror, told, trials=TRIALS):
-    """What a search does from where another one has come to: a trial is told of before MLflow sees its end."""
-    mirror.sync(told)
-    for trial in trials[len(told) :]:
-        mirror.on_trial_start(proposal(trial))
+def work(logger, ended_trials, trials=TRIALS):
+    """A search that resumes after ``ended_trials``: a trial counts before MLflow sees its end."""
+    logger.sync(ended_trials)
+    for trial in trials[len(ended_trials) :]:
+        logger.on_trial_start(proposal(trial))
         for number, one in enumerate(trial.folds):
-            mirror.on_fold_end(proposal(trial), number, one)
-        told.append(trial)
-        mirror.on_trial_end(trial, best_of(told))
-    mirror.flush()
+            logger.on_fold_end(proposal(trial), number, one)
+        ended_trials.append(trial)
+        logger.on_trial_end(trial, best_of(ended_trials))
+    logger.flush()
 
 
 def shown(study):
-    """The study's run and all nested in it, in no order of time: what they are, hold and came to."""
+    """The study's run and all nested runs with their tags, parameters and metrics, without an order in time."""
     runs = study.client.search_runs([study.experiment_id])
     names = {run.info.run_id: run.info.run_name for run in runs}
     with closing(sqlite3.connect(file_of(study.client))) as database:
@@ -167,12 +167,12 @@ def made(study):
     return [run.info.run_name for run in runs if run.info.run_id != study.id]
 
 
-# --- what a trial is shown as -------------------------------------------------------------------
+# --- the run of a trial -------------------------------------------------------------------------
 
 
-def test_a_trial_that_is_under_way_is_a_running_run(study, make_logger):
-    mirror = make_logger(study)
-    mirror.on_trial_start(proposal(TRIALS[0]))
+def test_a_running_trial_is_a_running_run(study, make_logger):
+    logger = make_logger(study)
+    logger.on_trial_start(proposal(TRIALS[0]))
     assert of_trial(study, 0) == {
         "name": "trial 1",
         "in": "digits-1",
@@ -181,7 +181,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study, make_logger):
         "params": {"model_type": "simple_cnn", "epochs": "1", "learning_rate": "0.001", "dropout": "0.25"},
         "metrics": [],
     }
-    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    logger.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     assert [run["name"] for run in shown(study) if run["in"] == "trial 1"] == ["fold 1"]
 
 
@@ -207,7 +207,7 @@ def test_a_trial_that_is_under_way_is_a_running_run(study, make_logger):
         (
             TRIALS[2],
             "KILLED",
-            {"state": "cut", "reason": CUT},
+            {"state": "pruned", "reason": PRUNED},
             [("fold_accuracy", 0, 0.5), ("training_images", 0, 80.0), ("training_time_s", 0, 9.0)],
         ),
         (
@@ -229,9 +229,9 @@ def test_a_trial_that_is_under_way_is_a_running_run(study, make_logger):
             ],
         ),
     ],
-    ids=["complete", "failed", "cut", "repeated", "failed late"],
+    ids=["complete", "failed", "pruned", "repeated", "failed late"],
 )  # fmt: skip
-def test_a_trial_that_has_ended(
+def test_a_finished_trial(
     study,
     make_logger,
     trial,
@@ -257,8 +257,8 @@ def test_a_trial_that_has_ended(
 
 @pytest.mark.parametrize("later", [False, True], ids=["as it goes", "by another process"])
 def test_the_study_shows_the_best_so_far_after_each_trial(study, make_logger, later):
-    """A trial that was cut is none, however lucky its folds were."""
-    lucky, better = trial(2, fold(1.0), state="cut", reason=CUT), trial(3, fold(0.875), fold(1.0))
+    """A pruned trial is never the best, however lucky its folds were."""
+    lucky, better = trial(2, fold(1.0), state="pruned", reason=PRUNED), trial(3, fold(0.875), fold(1.0))
     trials = (TRIALS[1], TRIALS[0], lucky, better)
     if later:
         make_logger(study).sync(trials)
@@ -268,11 +268,11 @@ def test_the_study_shows_the_best_so_far_after_each_trial(study, make_logger, la
     assert of_study["metrics"] == [("best_so_far", 0, 0.8125), ("best_so_far", 2, 0.8125), ("best_so_far", 3, 0.9375)]
 
 
-def test_a_trial_that_is_interrupted_goes_on_in_the_same_run(study, make_logger):
-    mirror = make_logger(study)
-    mirror.on_trial_start(proposal(TRIALS[0]))
-    mirror.on_trial_start(proposal(TRIALS[2]))
-    mirror.on_trial_interrupted(proposal(TRIALS[0]))
+def test_an_interrupted_trial_resumes_in_the_same_run(study, make_logger):
+    logger = make_logger(study)
+    logger.on_trial_start(proposal(TRIALS[0]))
+    logger.on_trial_start(proposal(TRIALS[2]))
+    logger.on_trial_interrupted(proposal(TRIALS[0]))
     assert [(of_trial(study, number)["status"], of_trial(study, number)["tags"]["state"]) for number in (0, 2)] == [
         ("KILLED", "running"),
         ("RUNNING", "running"),
@@ -301,87 +301,87 @@ def away(client):
         move(False)
 
 
-def test_what_is_done_while_mlflow_is_away_is_shown_later_in_order_and_once(study, make_logger, away, capsys):
+def test_calls_during_an_outage_are_made_later_in_order_and_once(study, make_logger, away, capsys):
     clock = Clock()
-    mirror = make_logger(study, clock)
-    mirror.on_trial_start(proposal(TRIALS[0]))
-    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    logger = make_logger(study, clock)
+    logger.on_trial_start(proposal(TRIALS[0]))
+    logger.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     away(True)
-    mirror.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
-    mirror.on_trial_end(TRIALS[0], TRIALS[0])
+    logger.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
+    logger.on_trial_end(TRIALS[0], TRIALS[0])
     clock.now += RETRY_SECONDS
-    mirror.on_trial_start(proposal(TRIALS[1]))
-    mirror.on_trial_end(TRIALS[1], TRIALS[0])
-    mirror.on_trial_start(proposal(TRIALS[2]))
-    mirror.on_trial_interrupted(proposal(TRIALS[2]))
+    logger.on_trial_start(proposal(TRIALS[1]))
+    logger.on_trial_end(TRIALS[1], TRIALS[0])
+    logger.on_trial_start(proposal(TRIALS[2]))
+    logger.on_trial_interrupted(proposal(TRIALS[2]))
     assert capsys.readouterr().out == f"{GONE}\n"
     away(False)
     clock.now += RETRY_SECONDS
-    mirror.on_trial_start(proposal(trial(3)))
+    logger.on_trial_start(proposal(trial(3)))
     assert made(study) == ["trial 1", "fold 1", "fold 2", "trial 2", "trial 3", "trial 4"]
     assert [of_trial(study, number)["status"] for number in range(4)] == ["FINISHED", "FAILED", "KILLED", "RUNNING"]
     assert capsys.readouterr().out == f"{BACK}\n"
 
 
-def test_mlflow_is_looked_for_once_in_a_while(study, make_logger, away, capsys):
+def test_mlflow_is_retried_at_intervals(study, make_logger, away, capsys):
     clock = Clock()
-    mirror = make_logger(study, clock)
+    logger = make_logger(study, clock)
     away(True)
-    mirror.on_trial_start(proposal(TRIALS[0]))
+    logger.on_trial_start(proposal(TRIALS[0]))
     for _ in range(2):
         clock.now += RETRY_SECONDS
-        mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+        logger.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     away(False)
     clock.now += RETRY_SECONDS - 1
-    mirror.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
+    logger.on_fold_end(proposal(TRIALS[0]), 1, TRIALS[0].folds[1])
     assert made(study) == []
     assert capsys.readouterr().out == f"{GONE}\n"
     clock.now += 1
-    mirror.on_trial_end(TRIALS[0], TRIALS[0])
+    logger.on_trial_end(TRIALS[0], TRIALS[0])
     assert made(study) == ["trial 1", "fold 1", "fold 2"]
 
 
-def test_in_the_end_it_has_to_answer(study, make_logger, away):
-    mirror = make_logger(study)
-    mirror.flush()
+def test_flush_needs_an_answer(study, make_logger, away):
+    logger = make_logger(study)
+    logger.flush()
     away(True)
-    mirror.flush()  # there is nothing to do
-    mirror.on_trial_start(proposal(TRIALS[0]))
+    logger.flush()  # there is nothing to do
+    logger.on_trial_start(proposal(TRIALS[0]))
     with pytest.raises(TrackingError, match=r"^MLflow does not answer$"):
-        mirror.flush()
+        logger.flush()
     away(False)
-    mirror.flush()
+    logger.flush()
     assert of_trial(study, 0)["status"] == "RUNNING"
 
 
-def test_a_store_that_was_copied_back_gets_what_is_shown_from_then_on(client, make_logger, tmp_path):
+def test_a_restored_store_gets_later_trials(client, make_logger, tmp_path):
     """A connection that was open before leads to the file that is gone."""
     shutil.copy(file_of(client), tmp_path / "mlflow.db")  # a first start is slow
     study = Run(connect(f"sqlite:///{tmp_path}/mlflow.db"), "copied", role="study", name="digits-1")
-    mirror = make_logger(study)
-    mirror.on_trial_start(proposal(TRIALS[0]))
+    logger = make_logger(study)
+    logger.on_trial_start(proposal(TRIALS[0]))
     content = (tmp_path / "mlflow.db").read_bytes()
     (tmp_path / "mlflow.db").unlink()
     (tmp_path / "mlflow.db").write_bytes(content)
-    mirror.on_trial_end(TRIALS[1], None)
+    logger.on_trial_end(TRIALS[1], None)
     assert of_trial(study, 1)["status"] == "FAILED"
 
 
-def test_a_run_that_somebody_deleted_is_made_again(study, make_logger, client, capsys):
+def test_a_deleted_run_is_created_again(study, make_logger, client, capsys):
     clock = Clock()
-    mirror = make_logger(study, clock)
-    work(mirror, [], (trial(3, fold(0.5), state="cut"),))
-    mirror.on_trial_start(proposal(TRIALS[0]))
-    mirror.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
+    logger = make_logger(study, clock)
+    work(logger, [], (trial(3, fold(0.5), state="pruned"),))
+    logger.on_trial_start(proposal(TRIALS[0]))
+    logger.on_fold_end(proposal(TRIALS[0]), 0, TRIALS[0].folds[0])
     (run,) = client.search_runs([study.experiment_id], "tags.trial = '1'")
     client.delete_run(run.info.run_id)
-    mirror.on_trial_end(TRIALS[0], TRIALS[0])
-    said = capsys.readouterr().out
-    assert said.startswith("cannot log metrics: ")
-    assert said.endswith("; the search goes on, and what MLflow has not got yet is kept for later\n")
-    mirror.on_trial_start(proposal(TRIALS[1]))
+    logger.on_trial_end(TRIALS[0], TRIALS[0])
+    output = capsys.readouterr().out
+    assert output.startswith("cannot log metrics: ")
+    assert output.endswith("; the search continues, and pending data is sent later\n")
+    logger.on_trial_start(proposal(TRIALS[1]))
     clock.now += RETRY_SECONDS
-    mirror.on_trial_end(TRIALS[1], TRIALS[0])
+    logger.on_trial_end(TRIALS[1], TRIALS[0])
     assert [of_trial(study, number)["status"] for number in (0, 1)] == ["FINISHED", "FAILED"]
     assert [run["name"] for run in shown(study) if run["in"] == "trial 1"] == ["fold 1", "fold 2"]
     assert capsys.readouterr().out == f"{BACK}\n"
@@ -438,7 +438,7 @@ def whole(client, make_logger):
 
 
 def require_whole(study, count, whole):
-    """Each of so many crashed trials is shown like one that nothing broke off; the study shows each end."""
+    """Each of so many crashed trials is logged like an uninterrupted one; the study shows each end."""
     (crashed,) = (run for run in whole if run["name"] == "trial 4")
     (fold,) = (run for run in whole if run["in"] == "trial 4")
     expected = []
@@ -453,71 +453,71 @@ def require_whole(study, count, whole):
     assert of_study["metrics"] == [("best_so_far", number, 0.8125) for number in range(count + 1)]
 
 
-def test_a_process_that_is_killed_between_any_two_calls_is_made_up_for(client, study, make_logger, whole):
-    told = []
-    work(make_logger(study), told, TRIALS[:1])
+def test_a_kill_between_any_two_calls_loses_nothing(client, study, make_logger, whole):
+    ended_trials = []
+    work(make_logger(study), ended_trials, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, Killed())
         try:
-            work(make_logger(study), told, trials)
+            work(make_logger(study), ended_trials, trials)
             break
         except Killed:
             study.client = client
-        work(make_logger(study), told, trials)
-    assert last == 11  # run, settings; a fold's run, settings, figures, end; figures, the study's, tags, end
+        work(make_logger(study), ended_trials, trials)
+    assert last == 11  # run, settings; a fold's run, settings, metrics, end; metrics, the study's, tags, end
     study.client = client
     require_whole(study, last, whole)
 
 
-def test_a_call_whose_answer_is_lost_is_made_up_for(
+def test_a_lost_answer_to_any_call_loses_nothing(
     client,
     study,
     make_logger,
     whole,
     capsys,
 ):
-    told = []
-    work(make_logger(study), told, TRIALS[:1])
+    ended_trials = []
+    work(make_logger(study), ended_trials, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, ConnectionError("Connection aborted"), done=True)
-        work(make_logger(study, partial(next, itertools.count(0, RETRY_SECONDS))), told, trials)
-        if not (said := capsys.readouterr().out):
+        work(make_logger(study, partial(next, itertools.count(0, RETRY_SECONDS))), ended_trials, trials)
+        if not (output := capsys.readouterr().out):
             break
-        assert said.endswith(f": the connection broke off; {GONE.partition('; ')[2]}\n{BACK}\n")
+        assert output.endswith(f": the connection broke off; {GONE.partition('; ')[2]}\n{BACK}\n")
     assert last == 11
     study.client = client
     require_whole(study, last, whole)
 
 
-def test_ctrl_c_in_the_middle_of_a_call_is_made_up_for(client, study, make_logger, whole):
-    """Before the process ends, it says of the trial that was under way that it is stopped."""
-    told = []
-    work(make_logger(study), told, TRIALS[:1])
+def test_ctrl_c_within_any_call_loses_nothing(client, study, make_logger, whole):
+    """Before the process ends, it marks the running trial as stopped."""
+    ended_trials = []
+    work(make_logger(study), ended_trials, TRIALS[:1])
     for last, trials in series():
         study.client = Line(client, last, KeyboardInterrupt())
-        mirror = make_logger(study)
+        logger = make_logger(study)
         try:
-            work(mirror, told, trials)
+            work(logger, ended_trials, trials)
             break
         except KeyboardInterrupt:
             study.client = client
-        for trial in trials[len(told) :]:
-            mirror.on_trial_interrupted(proposal(trial))
+        for trial in trials[len(ended_trials) :]:
+            logger.on_trial_interrupted(proposal(trial))
             (run,) = client.search_runs([study.experiment_id], f"tags.trial = '{last + 1}'")
             assert run.info.status == "KILLED"
-        work(make_logger(study), told, trials)
+        work(make_logger(study), ended_trials, trials)
     assert last == 11
     study.client = client
     require_whole(study, last, whole)
 
 
-def test_one_that_is_killed_again_and_again_comes_to_the_same(client, study, make_logger, whole):
-    told = []
+def test_repeated_kills_do_not_change_the_result(client, study, make_logger, whole):
+    ended_trials = []
     killed = 0
     study.client = Line(client, 11, Killed())
     while study.client is not client:
         try:
-            work(make_logger(study), told, (*TRIALS, replace(CRASHED, number=3)))
+            work(make_logger(study), ended_trials, (*TRIALS, replace(CRASHED, number=3)))
             study.client = client
         except Killed:
             killed += 1
@@ -526,23 +526,23 @@ def test_one_that_is_killed_again_and_again_comes_to_the_same(client, study, mak
     assert 4 <= killed <= 20
 
 
-# --- what another process has shown -------------------------------------------------------------
+# --- what another process has logged -------------------------------------------------------------
 
 
-def test_what_is_shown_already_is_left_alone(client, study, make_logger):
-    told = []
-    work(make_logger(study), told)
+def test_logged_trials_are_left_alone(client, study, make_logger):
+    ended_trials = []
+    work(make_logger(study), ended_trials)
     study.client = Line(client, 1, AssertionError("nothing is written"))
-    make_logger(study).sync(told)
+    make_logger(study).sync(ended_trials)
 
 
-def test_trials_that_nobody_has_shown_are(study, make_logger, whole):
+def test_trials_missing_in_mlflow_are_logged(study, make_logger, whole):
     make_logger(study).sync([*TRIALS, replace(CRASHED, number=3)])
     assert shown(study) == whole
 
 
-def test_hundreds_of_trials_are_found_over_pages(client, study, make_logger):
-    """And of two runs of one trial, which come of a request that was sent again, the one that was answered."""
+def test_hundreds_of_trials_are_read_in_pages(client, study, make_logger):
+    """And of two runs of one trial, made by a repeated request, the answered one counts."""
 
     class Pages:
         """A client of a store that gives a few runs at a time."""
@@ -553,7 +553,7 @@ def test_hundreds_of_trials_are_found_over_pages(client, study, make_logger):
         def search_runs(self, *args, **kwargs):
             return client.search_runs(*args, **{"max_results": 30, **kwargs})
 
-    common = {"role": "trial", "mlflow.parentRunId": study.id, "state": "cut"}
+    common = {"role": "trial", "mlflow.parentRunId": study.id, "state": "pruned"}
     missing = 100
 
     def add(number, started, **tags):
@@ -566,20 +566,20 @@ def test_hundreds_of_trials_are_found_over_pages(client, study, make_logger):
             client.set_terminated(add(number, 1000 + number), "KILLED")
     add(8, 1, state="running")
     study.client = Pages()
-    trials = [trial(number, state="cut") for number in range(120)]
+    trials = [trial(number, state="pruned") for number in range(120)]
     make_logger(study).sync(trials)
     runs = client.search_runs([study.experiment_id], "tags.role = 'trial'", order_by=["attributes.start_time DESC"])
     assert len(runs) == 122
     assert [run.data.tags["trial"] for run in runs if run.data.metrics] == [str(missing + 1)]
 
 
-def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study, make_logger):
-    """Both are shown as killed, so that this alone does not say what was shown."""
-    mirror = make_logger(study)
-    mirror.on_trial_start(proposal(TRIALS[2]))
-    mirror.on_trial_interrupted(proposal(TRIALS[2]))
+def test_an_interrupted_trial_that_another_process_pruned(study, make_logger):
+    """Both have the status KILLED, so the status alone does not say what was logged."""
+    logger = make_logger(study)
+    logger.on_trial_start(proposal(TRIALS[2]))
+    logger.on_trial_interrupted(proposal(TRIALS[2]))
     make_logger(study).sync([TRIALS[2]])
-    assert of_trial(study, 2)["tags"]["state"] == "cut"
+    assert of_trial(study, 2)["tags"]["state"] == "pruned"
     assert ("fold_accuracy", 0, 0.5) in of_trial(study, 2)["metrics"]
 
 
@@ -587,9 +587,9 @@ def test_an_interrupted_trial_that_was_then_cut_while_nobody_looked(study, make_
 
 
 @pytest.mark.parametrize("trials", [0, 3])
-def test_a_study_is_logged_with_its_table_its_journal_and_its_images(study, trials, tmp_path):
+def test_a_study_is_logged_with_table_journal_and_plots(study, trials, tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"about": {}}\n')
-    searched = Study(FULL, seed=0)
+    searched = Study(StudyConfig(FULL, seed=0))
     for one in TRIALS[:trials]:
         searched.tell(replace(one, settings=searched.ask().settings))
     log_study(study, searched, FULL, tmp_path / "journal.jsonl")
@@ -600,7 +600,7 @@ def test_a_study_is_logged_with_its_table_its_journal_and_its_images(study, tria
     }
     assert files.pop("journal.jsonl").read_text() == '{"about": {}}\n'
     table = json.loads(files.pop("trials.json").read_text())
-    counts = {"trials": trials, **dict.fromkeys(("complete_trials", "cut_trials", "failed_trials"), trials // 3)}
+    counts = {"trials": trials, **dict.fromkeys(("complete_trials", "pruned_trials", "failed_trials"), trials // 3)}
     assert study.client.get_run(study.id).data.metrics == counts
     assert sorted(files) == [
         "cost.png",
@@ -613,8 +613,8 @@ def test_a_study_is_logged_with_its_table_its_journal_and_its_images(study, tria
     assert [row["number"] for row in table] == list(range(trials))
     if trials:
         assert [(row["state"], row["mean_accuracy"], row["std_accuracy"]) for row in table] == [
-            ("complete", 0.8125, pytest.approx(0.125 / math.sqrt(2))), ("failed", None, None), ("cut", 0.5, None)
+            ("complete", 0.8125, pytest.approx(0.125 / math.sqrt(2))), ("failed", None, None), ("pruned", 0.5, None)
         ]  # fmt: skip
         assert table[0]["fold_accuracies"] == [0.75, 0.875]
-        assert (table[2]["reason"], table[2]["images"], table[2]["seconds"]) == (CUT, 80, 9.0)
+        assert (table[2]["reason"], table[2]["images"], table[2]["seconds"]) == (PRUNED, 80, 9.0)
         assert table[0]["settings"] == dict(searched.trials[0].settings)

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
 
 from toolkit.tuning.plots import (
-    AT_THE_BOTTOM,
     BLUE,
+    FAILED_HEIGHT,
     GREY,
     ORANGE,
     POINTS,
     cost_plot,
     history_plot,
     pareto_front,
-    saved_plots,
+    saved_images,
 )
 from toolkit.tuning.trial import Fold, Trial
 
@@ -32,9 +32,9 @@ def trial(number, *accuracies, state="complete", images=1000, reason=""):
 
 
 def study(count):
-    """Many trials: a tenth failed, a third was cut, and costs over two decades."""
+    """Many trials: a tenth failed, a third was pruned, and costs over two decades."""
     random = np.random.default_rng(count)
-    states = random.choice(["complete", "cut", "failed"], count, p=[0.57, 0.33, 0.1])
+    states = random.choice(["complete", "pruned", "failed"], count, p=[0.57, 0.33, 0.1])
     return [
         trial(
             number,
@@ -65,11 +65,11 @@ def line(figure, key):
 
 MIXED = [
     trial(0, 0.5, 0.7),
-    trial(1, 0.3, state="cut", reason="its first fold was worse than the worst of the best trial"),
+    trial(1, 0.3, state="pruned", reason="its first fold was worse than the worst of the best trial"),
     trial(2, 0.9, state="failed", reason="diverged"),
     trial(3, 0.5, 0.5),
     trial(4, 0.75, 0.85),
-    trial(5, 0.6, 0.62, state="cut"),
+    trial(5, 0.6, 0.62, state="pruned"),
 ]
 
 
@@ -77,12 +77,12 @@ def test_the_history_shows_every_trial_by_its_state():
     figure = history_plot(MIXED)
     assert line(figure, BLUE) == ([1, 4, 5], [0.6, 0.5, 0.8])
     assert line(figure, GREY) == ([2, 6], [0.3, 0.61])
-    assert line(figure, ORANGE) == ([3], [AT_THE_BOTTOM])
+    assert line(figure, ORANGE) == ([3], [FAILED_HEIGHT])
     (axes,) = figure.axes
     assert axes.lines[2].get_transform().transform((0, 0))[1] == axes.transAxes.transform((0, 0))[1]
     assert legend(figure) == [
         "3 complete",
-        "2 cut, mean so far",
+        "2 pruned, mean so far",
         "1 failed",
         "standard deviation over folds",
         "best so far",
@@ -104,7 +104,7 @@ def test_the_history_shows_the_spread_over_folds_and_the_best_so_far():
     assert line(figure, "best") == ([5], [0.8])
 
 
-def test_trials_count_by_their_proposal_in_whatever_order_they_ended():
+def test_trials_are_in_the_order_of_proposal():
     for key in (BLUE, GREY, ORANGE, "best so far", "best"):
         assert line(history_plot(MIXED[::-1]), key) == line(history_plot(MIXED), key)
 
@@ -115,30 +115,30 @@ def test_of_equals_the_one_that_ended_first_is_the_best():
     assert figure.get_suptitle() == "3 trials, the best 0.8000 (trial 3)"
 
 
-def test_a_failed_or_cut_trial_is_never_the_best():
-    figure = history_plot([trial(0, 0.99, state="cut"), trial(1, 0.99, state="failed")])
-    assert legend(figure) == ["1 cut, mean so far", "1 failed"]
+def test_a_failed_or_pruned_trial_is_never_the_best():
+    figure = history_plot([trial(0, 0.99, state="pruned"), trial(1, 0.99, state="failed")])
+    assert legend(figure) == ["1 pruned, mean so far", "1 failed"]
     assert figure.get_suptitle() == "2 trials, none complete"
 
 
-def test_the_cost_image_shows_accuracy_against_images_and_what_none_beats():
+def test_the_cost_plot_has_the_pareto_front():
     trials = [
         trial(0, 0.7, 0.9, images=500),
         trial(1, 0.7, 0.7, images=400),
         trial(2, 0.6, 0.6, images=450),  # dearer than the one before, and worse
-        trial(3, 0.9, state="cut", images=300),
+        trial(3, 0.9, state="pruned", images=300),
         trial(4, state="failed", images=0),
         trial(5, 0.2, state="failed", images=100),
     ]
     figure = cost_plot(trials)
     assert line(figure, BLUE) == ([1000, 800, 900], [0.8, 0.7, 0.6])
     assert line(figure, GREY) == ([300], [0.9])
-    assert line(figure, ORANGE) == ([100], [AT_THE_BOTTOM])
+    assert line(figure, ORANGE) == ([100], [FAILED_HEIGHT])
     assert line(figure, "Pareto front of complete trials") == ([800, 1000], [0.7, 0.8])
     assert line(figure, "best") == ([1000], [0.8])
     assert figure.axes[0].get_xscale() == "linear"
     assert figure.axes[0].get_xlabel() == "images passed through training"
-    assert legend(figure)[:3] == ["3 complete", "1 cut, mean so far", "1 failed"]
+    assert legend(figure)[:3] == ["3 complete", "1 pruned, mean so far", "1 failed"]
 
 
 def test_costs_far_apart_have_a_logarithmic_axis():
@@ -146,14 +146,14 @@ def test_costs_far_apart_have_a_logarithmic_axis():
     assert cost_plot([trial(0, 0.5, images=100), trial(1, 0.5, images=1001)]).axes[0].get_xscale() == "log"
 
 
-def test_the_bar_below_adds_the_costs_up_and_says_what_cutting_saved():
-    """The cut trial paid 2 of 5 folds, 1,000 each: three more would have cost 3,000."""
+def test_the_bar_below_sums_the_costs_and_the_savings():
+    """The pruned trial paid 2 of 5 folds, 1,000 each: three more would have cost 3,000."""
     trials = [
         trial(0, *[0.9] * 5),
-        trial(1, 0.5, 0.5, state="cut"),
+        trial(1, 0.5, 0.5, state="pruned"),
         trial(2, 0.5, state="failed", images=500),
     ]
-    assert saved_plots(trials) == pytest.approx(3000)
+    assert saved_images(trials) == pytest.approx(3000)
     bar = cost_plot(trials).axes[1]
     assert [(patch.get_x(), patch.get_width()) for patch in bar.patches] == [
         (0, 5000),
@@ -162,17 +162,17 @@ def test_the_bar_below_adds_the_costs_up_and_says_what_cutting_saved():
         (7500, pytest.approx(3000)),
     ]
     assert bar.get_title(loc="left") == (
-        "7.5 k images in all: 1 complete 5.0 k, 1 cut 2.0 k, 1 failed 500; cutting saved about 3.0 k (29%)"
+        "7.5 k images in all: 1 complete 5.0 k, 1 pruned 2.0 k, 1 failed 500; pruning saved about 3.0 k (29%)"
     )
 
 
-def test_what_cutting_saved_is_unknown_before_a_trial_is_complete_and_nothing_in_the_last_fold():
-    assert saved_plots([trial(0, 0.5, state="cut")]) == 0
-    assert saved_plots([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="cut"), trial(2, state="cut")]) == 0
+def test_savings_need_a_complete_trial_and_folds_left():
+    assert saved_images([trial(0, 0.5, state="pruned")]) == 0
+    assert saved_images([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="pruned"), trial(2, state="pruned")]) == 0
     assert "saved" not in cost_plot([trial(0, 0.5)]).axes[1].get_title(loc="left")
 
 
-def test_a_trial_that_was_known_costs_nothing_and_is_not_in_the_cost_image():
+def test_repeated_trials_are_not_in_the_cost_plot():
     known = trial(1, 0.9, images=0, reason="as trial 1, which had the same settings")
     assert line(cost_plot([trial(0, 0.9), known]), BLUE) == ([1000], [0.9])
     assert cost_plot([known]).texts[0].get_text() == "no trial has cost anything yet"
@@ -180,10 +180,10 @@ def test_a_trial_that_was_known_costs_nothing_and_is_not_in_the_cost_image():
 
 @given(
     st.lists(
-        st.tuples(st.integers(1, 6), st.integers(0, 6), st.sampled_from(["complete", "cut", "failed"])), max_size=12
+        st.tuples(st.integers(1, 6), st.integers(0, 6), st.sampled_from(["complete", "pruned", "failed"])), max_size=12
     )
 )
-def test_the_front_is_what_no_other_dominates(drawn):
+def test_the_pareto_front(drawn):
     trials = [trial(n, height / 6, state=state, images=cost) for n, (cost, height, state) in enumerate(drawn)]
     complete = {(cost, height) for cost, height, state in drawn if state == "complete"}
     free = {
@@ -207,7 +207,7 @@ def test_a_study_of_any_size_can_be_drawn(image, count):
 
 
 @pytest.mark.parametrize("image", IMAGES)
-@pytest.mark.parametrize("state", ["complete", "cut", "failed"])
+@pytest.mark.parametrize("state", ["complete", "pruned", "failed"])
 def test_a_study_of_one_state_alone_can_be_drawn(image, state):
     figure = image([trial(number, 1.0, state=state) for number in range(3)])
     assert legend(figure)[0].startswith(f"3 {state}")
@@ -242,8 +242,8 @@ def lab(colour, seen):
 
 
 @pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
-def test_the_states_can_be_told_apart_by_everyone(seen):
+def test_the_states_differ_in_colour_and_shape(seen):
     """20 is ten times the smallest difference that is noticed side by side."""
-    colours = [lab(look["color"], seen) for look in POINTS.values()]
+    colours = [lab(style["color"], seen) for style in POINTS.values()]
     assert all(np.linalg.norm(first - second) > 20 for first, second in combinations(colours, 2))
-    assert len({look["marker"] for look in POINTS.values()}) == len(POINTS) == 3
+    assert len({style["marker"] for style in POINTS.values()}) == len(POINTS) == 3

@@ -10,7 +10,7 @@ import pytest
 from toolkit.cli.terminal import SILENCE_S, echo
 from toolkit.tuning.progress import StudyProgressBar, all_settings, counts_text, describe, leaderboard, trial_line
 from toolkit.tuning.space import FULL
-from toolkit.tuning.study import Study
+from toolkit.tuning.study import Study, StudyConfig
 from toolkit.tuning.trial import Fold, Trial
 
 SETTINGS = {
@@ -37,8 +37,8 @@ def trial(number, *accuracies, state="complete", seconds=12.4, **rest):
 
 
 def study_of(*trials):
-    """One that begins with their settings, and was told of them."""
-    study = Study(FULL, 0, first=[one.settings for one in trials])
+    """A study with these trials."""
+    study = Study(StudyConfig(FULL, 0, initial_points=[one.settings for one in trials]))
     for one in trials:
         study.ask()
         study.tell(one)
@@ -60,10 +60,10 @@ KNOWN = "as trial 3, which had the same settings"
             trial(4, 0.5, 0.5, reason=KNOWN),
             f"trial   5/30  mean accuracy 0.5000 (spread 0.0000)  12 s  {SHORTLY}  {KNOWN}",
         ),
-        (trial(4, 0.5, state="cut", reason=BELOW), f"trial   5/30  cut {BELOW}; 12 s  {SHORTLY}"),
+        (trial(4, 0.5, state="pruned", reason=BELOW), f"trial   5/30  pruned {BELOW}; 12 s  {SHORTLY}"),
         (trial(99, state="failed", reason="it diverged"), f"trial 100/30  failed after 12 s: it diverged  {SHORTLY}"),
     ],
-    ids=["complete", "known", "cut", "failed"],
+    ids=["complete", "known", "pruned", "failed"],
 )
 def test_a_trial_is_a_line(ended, line):
     assert trial_line(ended, 30, best=False) == line
@@ -102,59 +102,59 @@ def test_all_settings_are_named():
 @pytest.mark.parametrize(
     ("trials", "said"),
     [
-        ([], "0 trials: 0 complete, 0 cut, 0 failed; 0 images through training, 0 seconds"),
-        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 cut, 0 failed; 3,000 images through training, 12 seconds"),
+        ([], "0 trials: 0 complete, 0 pruned, 0 failed; 0 images through training, 0 seconds"),
+        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 pruned, 0 failed; 3,000 images through training, 12 seconds"),
         (
             [trial(0, state="failed", seconds=119.4)],
-            "1 trial: 0 complete, 0 cut, 1 failed; 0 images through training, 119 seconds",
+            "1 trial: 0 complete, 0 pruned, 1 failed; 0 images through training, 119 seconds",
         ),
         (
-            [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="cut"), trial(2, state="failed")],
-            "3 trials: 1 complete, 1 cut, 1 failed; 9,000 images through training, 2 minutes",
+            [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="pruned"), trial(2, state="failed")],
+            "3 trials: 1 complete, 1 pruned, 1 failed; 9,000 images through training, 2 minutes",
         ),
         (
             [trial(number, *[0.5] * 10, seconds=100) for number in range(90)],
-            "90 trials: 90 complete, 0 cut, 0 failed; 1,350,000 images through training, 150 minutes",
+            "90 trials: 90 complete, 0 pruned, 0 failed; 1,350,000 images through training, 150 minutes",
         ),
     ],
 )
-def test_what_trials_came_to_and_what_they_cost(trials, said):
+def test_counts_and_costs_of_trials(trials, said):
     assert counts_text(trials) == said
 
 
-def test_the_standings_are_the_best_five_and_what_became_of_the_others():
+def test_the_leaderboard_has_the_best_five_and_the_counts():
     accuracies = (0.5, 0.75, 0.625, 0.25, 0.875, 0.125)
     trials = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
-    others = [trial(6, 0.99, state="cut"), trial(7, state="failed", seconds=300)]
+    others = [trial(6, 0.99, state="pruned"), trial(7, state="failed", seconds=300)]
     assert leaderboard(study_of(*trials, *others)).splitlines() == [
         "trial    mean  spread  images  seconds  network   size  optimizer  batch  epochs  learning rate",
-        "    5  0.9375  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    2  0.8125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    3  0.6875  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    1  0.5625  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    4  0.3125  0.0884     3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    5  0.9375  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    2  0.8125  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    3  0.6875  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    1  0.5625  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "    4  0.3125  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
         "",
-        "8 trials: 6 complete, 1 cut, 1 failed; 19,500 images through training, 6 minutes",
+        "8 trials: 6 complete, 1 pruned, 1 failed; 19,500 images through training, 6 minutes",
     ]
 
 
 def test_without_a_complete_trial_there_is_no_table():
-    said = "0 seconds"
-    assert leaderboard(Study(FULL, 0)) == f"0 trials: 0 complete, 0 cut, 0 failed; 0 images through training, {said}"
+    text = leaderboard(Study(StudyConfig(FULL, 0)))
+    assert text == "0 trials: 0 complete, 0 pruned, 0 failed; 0 images through training, 0 seconds"
     study = study_of(trial(0, state="failed"))
-    assert leaderboard(study) == "1 trial: 0 complete, 0 cut, 1 failed; 0 images through training, 12 seconds"
+    assert leaderboard(study) == "1 trial: 0 complete, 0 pruned, 1 failed; 0 images through training, 12 seconds"
 
 
-def test_what_a_space_does_not_have_is_a_gap_in_the_table():
+def test_a_missing_hyperparameter_is_a_dash_in_the_table():
     names = ("optimizer", "momentum", "epochs", "learning_rate")
     space = {name: FULL[name] for name in names}
     settings = {name: SETTINGS[name] for name in names}
-    study = Study(space, 0, first=[settings])
+    study = Study(StudyConfig(space, 0, initial_points=[settings]))
     study.ask()
     study.tell(Trial(0, settings, "complete", trial(0, 0.5, 0.5).folds, 1.0))
     assert leaderboard(study).splitlines()[:2] == [
         "trial    mean  spread  images  seconds  network  size  optimizer  batch  epochs  learning rate",
-        "    1  0.5000  0.0000     3,000        1        -     -  sgd            -      20       0.000123",
+        "    1  0.5000  0.0000   3,000        1        -     -  sgd            -      20       0.000123",
     ]
 
 
@@ -167,21 +167,21 @@ class Terminal(io.StringIO):
 
     @property
     def line(self):
-        """What the last line shows now."""
+        """The present text of the last line."""
         return [part for part in self.getvalue().split("\n")[-1].split("\r") if part][-1].strip()
 
 
 def at_a_terminal(monkeypatch):
-    """One that standard output and standard error go to."""
+    """A terminal for standard output and standard error."""
     terminal = Terminal()
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(sys, stream, terminal)
     return terminal
 
 
-def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch):
+def test_the_bar_on_a_terminal(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
-    study = Study(FULL, 0, first=[SETTINGS, {**SETTINGS, "epochs": 30}])
+    study = Study(StudyConfig(FULL, 0, initial_points=[SETTINGS, {**SETTINGS, "epochs": 30}]))
     bar = StudyProgressBar(study, planned=10, folds=5)
     assert terminal.line.startswith("trials:   0%|")
     assert " 0/10 " in terminal.line
@@ -196,7 +196,7 @@ def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch):
 
     ended = trial(0, *[0.75] * 5)
     study.tell(ended)
-    bar.ended(ended)
+    bar.on_trial_end(ended)
     assert " 1/10 " in terminal.line
     assert terminal.line.endswith(f"best 0.7500 ({SHORTLY}); trial 2: fold 1/5, epoch 1/30, 1 % done]")
     echo(trial_line(ended, 10, best=True))
@@ -206,21 +206,21 @@ def test_on_a_terminal_a_bar_shows_where_the_search_has_come_to(monkeypatch):
 
     failed = Trial(1, other.settings, "failed")
     study.tell(failed)
-    bar.ended(failed)
+    bar.on_trial_end(failed)
     assert " 2/10 " in terminal.line
     assert terminal.line.endswith(f"best 0.7500 ({SHORTLY})]")
     bar.close()
 
 
-def test_a_bar_that_is_closed_is_gone(monkeypatch):
+def test_a_closed_bar_is_wiped(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
-    bar = StudyProgressBar(Study(FULL, 0), planned=10, folds=5)
+    bar = StudyProgressBar(Study(StudyConfig(FULL, 0)), planned=10, folds=5)
     assert "trials:   0%|" in terminal.getvalue()
     bar.close()
     assert [part.strip() for part in terminal.getvalue().split("\r")][-2:] == ["", ""], "it was wiped"
 
 
-def test_a_study_that_is_taken_up_goes_on_counting(monkeypatch):
+def test_a_resumed_study_continues_to_count(monkeypatch):
     terminal = at_a_terminal(monkeypatch)
     study = study_of(*(trial(number, 0.5, 0.5) for number in range(3)))
     with closing(StudyProgressBar(study, planned=4, folds=2)):
@@ -228,19 +228,19 @@ def test_a_study_that_is_taken_up_goes_on_counting(monkeypatch):
         assert " 3/4 " in terminal.line
 
 
-def test_elsewhere_there_is_no_bar(capsys):
-    study = Study(FULL, 0)
+def test_no_bar_without_a_terminal(capsys):
+    study = Study(StudyConfig(FULL, 0))
     with closing(StudyProgressBar(study, planned=10, folds=5)) as bar:
         proposal = study.ask()
         bar.step(proposal, 0, 1, 0.05)
         ended = Trial(0, proposal.settings, "complete", trial(0, 0.5, 0.5).folds)
         study.tell(ended)
-        bar.ended(ended)
+        bar.on_trial_end(ended)
     assert capsys.readouterr() == ("", "")
 
 
-def test_in_a_log_a_long_silence_within_a_trial_ends_with_where_it_is_and_the_time_left(monkeypatch, capsys):
-    study = Study(FULL, 0, first=[SETTINGS])
+def test_a_log_has_a_line_after_a_long_silence(monkeypatch, capsys):
+    study = Study(StudyConfig(FULL, 0, initial_points=[SETTINGS]))
     now = 1e9
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with closing(StudyProgressBar(study, planned=10, folds=5)) as bar:

@@ -65,7 +65,7 @@ def points(documents):
 # --- what is searched ---------------------------------------------------------------------------
 
 
-def test_the_full_space_is_exactly_this():
+def test_the_full_space():
     expected = {
         "learning_rate": {"low": 0.00001, "high": 0.001, "log": True},
         "batch_size": [16, 32, 64, 128],
@@ -94,7 +94,7 @@ def test_the_full_space_is_exactly_this():
         ("weight_decay", [0.0, 0.0001, 0.001]),
     ],
 )
-def test_each_option_is_tried_as_often_as_the_others(name, options, points):
+def test_each_option_is_sampled_equally_often(name, options, points):
     values = [point[name] for point in points]
     assert sorted(set(values)) == options
     assert {type(value) for value in values} == {type(options[0])}
@@ -102,7 +102,7 @@ def test_each_option_is_tried_as_often_as_the_others(name, options, points):
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("epochs", 10, 50), ("patience", 3, 10)])
-def test_every_whole_number_is_tried(name, low, high, points):
+def test_every_whole_number_is_sampled(name, low, high, points):
     values = [point[name] for point in points]
     assert set(values) == set(range(low, high + 1))
     assert {type(value) for value in values} == {int}
@@ -118,7 +118,7 @@ def test_every_whole_number_is_tried(name, low, high, points):
         ("min_delta", 1e-4, 5.5e-4, 1e-3),
     ],
 )
-def test_an_interval_is_tried_from_end_to_end(name, low, middle, high, points):
+def test_an_interval_is_sampled_from_end_to_end(name, low, middle, high, points):
     values = np.array([point[name] for point in points if name in point])
     near = 0.02 * (high - low) if name != "learning_rate" else 0.1 * low
     assert low <= values.min() < low + near
@@ -132,7 +132,7 @@ def test_a_point_has_every_name_and_momentum_under_sgd_only(points):
         assert Hyperparameters(**point).model_dump(include=set(point)) == point
 
 
-def test_the_quick_space_has_the_same_dimensions_and_fewer_or_smaller_values():
+def test_the_quick_space_is_smaller():
     assert set(QUICK) == set(FULL)
     assert QUICK["model_type"] == Choice(("simple_cnn",))
     assert QUICK["image_size"] == Choice((32,))
@@ -152,7 +152,7 @@ def test_a_dimension_describes_itself(dimension, text):
     assert str(dimension) == text
 
 
-def test_kinds_of_intervals_differ_though_their_bounds_are_equal():
+def test_kinds_of_intervals_differ_with_equal_bounds():
     assert len({Uniform(1, 2), LogUniform(1, 2), Integers(1, 2), Uniform(1.0, 2.0)}) == 3
 
 
@@ -190,7 +190,7 @@ def test_what_a_dimension_contains(dimension, inside, outside):
     assert [value for value in [*inside, *outside] if dimension.contains(value)] == inside
 
 
-def test_a_logarithmic_interval_contains_what_rounding_makes_of_its_bounds():
+def test_a_logarithmic_interval_contains_its_rounded_bounds():
     """exp(log(0.003)) is a little less than 0.003, and Hyperopt may propose it."""
     drawn = math.exp(math.log(0.003))
     assert drawn < 0.003
@@ -214,7 +214,7 @@ ADAM = {
 SGD = {**ADAM, "optimizer": "sgd", "momentum": 0.9}
 
 
-def test_what_hyperopt_keeps_of_a_point():
+def test_positions_of_a_point():
     expected = {
         "learning_rate": [1e-4],
         "batch_size": [1],
@@ -247,7 +247,7 @@ def test_what_hyperopt_keeps_of_a_point():
         {**SGD, "momentum": 0.5},
     ],
 )
-def test_what_is_no_point_of_the_space(settings):
+def test_points_outside_the_space(settings):
     assert contains(FULL, ADAM)
     assert contains(FULL, SGD)
     assert not contains(FULL, settings)
@@ -255,14 +255,14 @@ def test_what_is_no_point_of_the_space(settings):
         positions(FULL, settings)
 
 
-def test_positions_are_what_hyperopt_kept(documents, points):
+def test_positions_match_hyperopt(documents, points):
     for document, point in zip(documents, points, strict=True):
         assert contains(FULL, point)
         assert positions(FULL, point) == document
         assert positions(FULL, json.loads(json.dumps(point))) == document
 
 
-def test_positions_are_what_hyperopt_kept_of_what_it_learnt_too():
+def test_positions_match_hyperopt_after_learning():
     domain, history = domain_of(FULL), Trials()
     for number in range(40):
         history.insert_trial_docs(tpe.suggest([number], domain, history, seed=number, n_startup_jobs=5))
@@ -326,7 +326,7 @@ SPACES = st.fixed_dictionaries(
 
 
 @given(SPACES)
-def test_a_space_survives_a_round_through_text_and_through_a_file(space):
+def test_json_and_yaml_round_trips(space):
     values = space_json(space)
     for again in (
         space_from_json(values),
@@ -340,7 +340,7 @@ def test_a_space_survives_a_round_through_text_and_through_a_file(space):
 
 @budget(max_examples=40)
 @given(SPACES, st.integers(0, 2**31))
-def test_positions_are_what_hyperopt_kept_in_any_space(space, seed):
+def test_positions_match_hyperopt_in_any_space(space, seed):
     for vals in sampled(space, 3, seed):
         point = point_of(space, vals)
         assert contains(space, point)

@@ -37,7 +37,7 @@ label_smoothing: {low: 0, high: 0.2}
 """
 
 
-def test_a_file_changes_what_it_names_and_nothing_else():
+def test_a_file_changes_only_what_it_names():
     space = read_space(FILE, FULL, Hyperparameters)
     assert space == {
         **FULL,
@@ -73,7 +73,7 @@ def test_a_file_changes_what_it_names_and_nothing_else():
         ("momentum: 0.5\noptimizer: adam", Choice((0.5,))),  # of no use, and no harm
     ],
 )
-def test_values_are_read_as_they_are_meant(text, dimension):
+def test_values_of_a_space(text, dimension):
     (name,) = re.findall(r"^\W?(\w+)", text)
     space = read_space(text, QUICK, Hyperparameters)
     assert repr(space[name]) == repr(dimension)
@@ -157,12 +157,12 @@ NETWORKS = "simple_cnn, resnet18, resnet18_backbone"
         ("dropout: {low: 0.1, high: 0.5, log: []}", "dropout: log must be true or false, got a list"),
         (
             "batch_size: {low: 16, high: 64, log: true}",
-            "batch_size: log is for numbers that need not be whole; list some, such as [16, 32, 64]",
+            "batch_size: log is not for whole numbers; list some, such as [16, 32, 64]",
         ),
         ("optimizer: {low: 1, high: 2}", "optimizer: must be a word or a list of words; low and high are for numbers"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(text, message):
+def test_errors_of_a_space_are_one_line(text, message):
     with pytest.raises(SettingsError) as caught:
         read_space(text, FULL, Hyperparameters)
     said = str(caught.value)
@@ -170,7 +170,7 @@ def test_what_is_wrong_with_a_file_is_one_line(text, message):
     assert said.isprintable()  # and so in one line
 
 
-def test_a_hyperparameter_that_does_not_go_with_another_is_refused_before_a_trial_fails():
+def test_incompatible_hyperparameters_are_refused():
     features = "is trained on features that were computed before; leave them at 0 or choose resnet18"
     for mixup, shown in (("{low: 0, high: 0.4}", "0.4"), ("[0, 0.2]", "0.2"), ("1", "1")):
         with pytest.raises(SettingsError) as caught:
@@ -203,7 +203,7 @@ class Exclusive(BaseModel):
         return self
 
 
-def test_only_points_of_the_space_itself_are_held_against_it():
+def test_only_points_of_the_space_are_checked():
     """With the model's own default of blue, red and green would be refused."""
     text = "red: [0, 1]\ngreen: [0, 1]\nalpha: [5, 6]"
     assert read_space(f"{text}\nblue: [1, 2]", {}, Exclusive)["red"] == Choice((0, 1))
@@ -216,7 +216,7 @@ def test_only_points_of_the_space_itself_are_held_against_it():
         read_space("blue: -1", {}, Exclusive)
 
 
-def test_a_file_cannot_grow():
+def test_nested_aliases_do_not_grow():
     assert read_space("epochs: 5\n" + "#" * 65_526, FULL, Hyperparameters)["epochs"] == Choice((5,))
     with pytest.raises(SettingsError, match=r"^has 65,537 characters; at most 65,536 are read$"):
         read_space("epochs: 5\n" + "#" * 65_527, FULL, Hyperparameters)
@@ -236,7 +236,7 @@ FRAGMENTS = (
 
 @budget(max_examples=400)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join) | st.text(max_size=30))
-def test_no_text_gives_anything_but_a_space_or_one_line(text):
+def test_any_text_is_a_space_or_one_line(text):
     try:
         space = read_space(text, QUICK, Hyperparameters)
     except SettingsError as error:
@@ -249,7 +249,7 @@ def test_no_text_gives_anything_but_a_space_or_one_line(text):
 # --- what is tried first ------------------------------------------------------------------------
 
 
-def test_points_are_read_as_they_are_meant():
+def test_values_of_points():
     text = """
     - {learning_rate: 1e-4, epochs: 20}
     - optimizer: sgd
@@ -279,20 +279,20 @@ def test_points_are_read_as_they_are_meant():
         ("- " + "a" * 70_000, "has 70,002 characters; at most 65,536 are read"),
     ],
 )
-def test_what_is_wrong_with_points_is_one_line(text, message):
+def test_errors_of_points_are_one_line(text, message):
     with pytest.raises(SettingsError) as error:
         read_points(text, FULL, Hyperparameters)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_the_pages_examples_are_read():
+def test_examples_of_the_documentation():
     space, points = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tuning.md").read_text(), re.DOTALL)
     wider = read_space(space, FULL, Hyperparameters)
     assert wider["label_smoothing"] == Uniform(0.0, 0.2)
     assert len(read_points(points, {**FULL, "image_size": Choice((128,))}, Hyperparameters)) == 2
 
 
-def test_the_pages_table_is_what_is_searched():
+def test_table_of_the_documentation():
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE)
     assert rows == [(name, *(str(preset[name]).removeprefix("one of ") for preset in (FULL, QUICK))) for name in FULL]

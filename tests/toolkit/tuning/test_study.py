@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from toolkit.errors import DataError
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, contains
-from toolkit.tuning.study import Study, default_startup_trials
+from toolkit.tuning.study import Study, StudyConfig, default_startup_trials
 from toolkit.tuning.trial import Fold, Trial
 
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
@@ -46,12 +46,12 @@ def fold(*curve):
 
 
 def ended(proposal, accuracy, state="complete", reason=""):
-    """A trial of two folds with the same accuracy; of one when it was cut."""
-    folds = (fold(accuracy / 2, accuracy),) * (1 if state == "cut" else 2)
+    """A trial of two folds with the same accuracy; of one when it was pruned."""
+    folds = (fold(accuracy / 2, accuracy),) * (1 if state == "pruned" else 2)
     return Trial(proposal.number, proposal.settings, state, folds, 4.0, reason)
 
 
-def told(study, accuracy, state="complete"):
+def run_trial(study, accuracy, state="complete"):
     """Ask and tell once."""
     trial = ended(study.ask(), accuracy, state)
     study.tell(trial)
@@ -103,7 +103,7 @@ def assert_inside(point, space):
 
 @pytest.fixture(scope="module")
 def sampled():
-    return run(Study(FULL, seed=0, start_up=RANDOM_ONLY), 400, wanted)
+    return run(Study(StudyConfig(FULL, seed=0, n_startup_trials=RANDOM_ONLY)), 400, wanted)
 
 
 def test_every_sampled_point_lies_in_the_space(sampled):
@@ -131,12 +131,12 @@ def test_both_ends_of_a_dimension_are_reached(name, sampled):
 
 @pytest.mark.parametrize("space", [FULL, QUICK], ids=["full", "quick"])
 def test_learning_stays_inside_the_space_too(space):
-    for point in run(Study(space, seed=1), 60, wanted):
+    for point in run(Study(StudyConfig(space, seed=1)), 60, wanted):
         assert_inside(point, space)
 
 
 def test_the_same_seed_and_history_propose_the_same():
-    first, second, other = (run(Study(FULL, seed), 12, wanted) for seed in (3, 3, 4))
+    first, second, other = (run(Study(StudyConfig(FULL, seed)), 12, wanted) for seed in (3, 3, 4))
     assert first == second
     assert first != other
     assert first[0] != other[0]
@@ -155,14 +155,16 @@ def test_a_short_search_is_not_purely_random(planned, random):
 @pytest.mark.parametrize("start_up", [3, 8])
 def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(start_up):
     scores = (wanted, lambda point: 1 - wanted(point))
-    good, bad = (run(Study(FULL, 3, start_up), start_up + 4, score) for score in scores)
+    good, bad = (run(Study(StudyConfig(FULL, 3, start_up)), start_up + 4, score) for score in scores)
     assert good[:start_up] == bad[:start_up]
     assert good[start_up] != bad[start_up]
 
 
-def test_what_fails_is_proposed_less_often():
+def test_failing_settings_are_proposed_less_often():
     """A third of random points has this network."""
-    points = run(Study(FULL, seed=0), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point))
+    points = run(
+        Study(StudyConfig(FULL, seed=0)), 60, lambda point: None if point["model_type"] == "resnet18" else wanted(point)
+    )
     share = sum(point["model_type"] == "resnet18" for point in points[20:]) / 40
     assert share < 0.25
 
@@ -173,7 +175,7 @@ def test_learning_beats_chance():
     gained = []
     for seed in range(10):
         learning, random = (
-            max(map(wanted, run(Study(space, seed, start_up, racing=False), 40, wanted)))
+            max(map(wanted, run(Study(StudyConfig(space, seed, start_up, prune=False)), 40, wanted)))
             for start_up in (default_startup_trials(40), RANDOM_ONLY)
         )
         gained.append(learning - random)
@@ -183,21 +185,21 @@ def test_learning_beats_chance():
 # --- what comes of trials -----------------------------------------------------------------------
 
 
-def test_failed_and_cut_trials_never_win():
-    study = Study(QUICK, seed=0)
+def test_failed_and_pruned_trials_never_win():
+    study = Study(StudyConfig(QUICK, seed=0))
     assert study.best is None
     assert study.ranking == []
     for accuracy, state in (
-        (0.99, "failed"), (0.98, "cut"), (0.5, "complete"), (0.7, "complete"), (0.97, "cut"), (0.7, "complete"),
+        (0.99, "failed"), (0.98, "pruned"), (0.5, "complete"), (0.7, "complete"), (0.97, "pruned"), (0.7, "complete"),
     ):  # fmt: skip
-        told(study, accuracy, state)
+        run_trial(study, accuracy, state)
     assert study.best is study.trials[3]  # of equals the first
     assert [trial.number for trial in study.ranking] == [3, 5, 2]
-    assert [study.count(state) for state in ("complete", "cut", "failed")] == [3, 2, 1]
+    assert [study.count(state) for state in ("complete", "pruned", "failed")] == [3, 2, 1]
 
 
 def test_of_equals_the_one_that_ended_first_is_the_best():
-    study = Study(QUICK, seed=0)
+    study = Study(StudyConfig(QUICK, seed=0))
     early, late = study.ask(), study.ask()
     assert list(study.under_way.values()) == [early, late]
     for proposal in (late, early):
@@ -208,11 +210,11 @@ def test_of_equals_the_one_that_ended_first_is_the_best():
     assert study.under_way == {}
 
 
-def test_whether_a_trial_will_be_the_best_is_known_before_it_counts():
-    study = Study(QUICK, seed=0)
+def test_would_be_best():
+    study = Study(StudyConfig(QUICK, seed=0))
     for accuracy, state, wins in (
-        (0.9, "failed", False), (0.9, "cut", False), (0.5, "complete", True), (0.5, "complete", False),
-        (0.4, "complete", False), (0.9, "cut", False), (0.6, "complete", True),
+        (0.9, "failed", False), (0.9, "pruned", False), (0.5, "complete", True), (0.5, "complete", False),
+        (0.4, "complete", False), (0.9, "pruned", False), (0.6, "complete", True),
     ):  # fmt: skip
         trial = ended(study.ask(), accuracy, state)
         assert study.would_be_best(trial) == wins
@@ -220,15 +222,15 @@ def test_whether_a_trial_will_be_the_best_is_known_before_it_counts():
         assert (study.best is trial) == wins
 
 
-def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end():
-    study = Study(QUICK, seed=0)
+def test_since_best_counts_in_the_order_of_results():
+    study = Study(StudyConfig(QUICK, seed=0))
     assert study.since_best == 0
     counts = []
     for accuracy, state in (
-        (0.9, "failed"), (0.9, "cut"), (0.5, "complete"), (0.4, "complete"), (0.9, "failed"), (0.5, "complete"),
-        (0.6, "complete"), (0.9, "cut"),
+        (0.9, "failed"), (0.9, "pruned"), (0.5, "complete"), (0.4, "complete"), (0.9, "failed"), (0.5, "complete"),
+        (0.6, "complete"), (0.9, "pruned"),
     ):  # fmt: skip
-        told(study, accuracy, state)
+        run_trial(study, accuracy, state)
         counts.append(study.since_best)
     assert counts == [0, 0, 0, 1, 2, 3, 0, 1]
     slow, quick = study.ask(), study.ask()
@@ -237,8 +239,8 @@ def test_trials_since_the_best_are_counted_in_the_order_in_which_they_end():
     assert study.since_best == 1
 
 
-def test_a_study_of_failures_goes_on():
-    study = Study(FULL, seed=0)
+def test_a_study_of_failures_continues():
+    study = Study(StudyConfig(FULL, seed=0))
     assert len(run(study, 12, lambda _: None)) == 12
     assert study.best is None
     assert losses(study) == [math.inf] * 12
@@ -247,64 +249,72 @@ def test_a_study_of_failures_goes_on():
 # --- what Hyperopt is told ----------------------------------------------------------------------
 
 
-def test_a_cut_trial_is_worse_than_the_best_for_hyperopt_and_otherwise_what_it_was():
+def test_a_pruned_trial_has_a_higher_loss_than_the_best():
     """Its few folds may be lucky ones."""
-    study = Study(QUICK, seed=0)
-    for accuracy, state in ((0.75, "complete"), (0.9375, "cut"), (0.75, "cut"), (0.5, "cut"), (0.25, "complete")):
-        told(study, accuracy, state)
+    study = Study(StudyConfig(QUICK, seed=0))
+    for accuracy, state in (
+        (0.75, "complete"),
+        (0.9375, "pruned"),
+        (0.75, "pruned"),
+        (0.5, "pruned"),
+        (0.25, "complete"),
+    ):
+        run_trial(study, accuracy, state)
     just_worse = 1 - (0.75 - 1e-9)
     assert losses(study) == [0.25, just_worse, just_worse, 0.5, 0.75]
     study.ask()
-    told(study, 0.9375, "failed")
-    study.tell(Trial(5, study.under_way[5].settings, "cut", reason="before its first fold was done"))
+    run_trial(study, 0.9375, "failed")
+    study.tell(Trial(5, study.under_way[5].settings, "pruned", reason="before its first fold was done"))
     assert losses(study)[5:] == [math.inf, math.inf]
 
 
-def test_a_cut_trial_is_told_by_how_far_it_is_behind_in_the_folds_it_has():
+def test_the_loss_of_a_pruned_trial_is_its_lag_in_the_shared_folds():
     """The first fold is easy: 0.75 in it is no match for a mean of 0.625."""
-    study = Study(QUICK, seed=0)
+    study = Study(StudyConfig(QUICK, seed=0))
     for accuracies in ((0.875, 0.5, 0.5), (0.75,), (0.875, 0.25), (1.0, 0.25), (1.0,)):
-        number, state = study.ask().number, "complete" if len(accuracies) == 3 else "cut"
+        number, state = study.ask().number, "complete" if len(accuracies) == 3 else "pruned"
         study.tell(Trial(number, study.under_way[number].settings, state, tuple(fold(own) for own in accuracies)))
     assert losses(study) == [0.375, 0.5, 0.5, 0.4375, 1 - (0.625 - 1e-9)]
 
 
-states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "cut"])))
+states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "pruned"])))
 
 
 @budget(max_examples=25, deadline=None)
 @given(states.filter(bool))
-def test_no_cut_trial_is_as_good_for_hyperopt_as_the_best(ends):
-    study = Study({"epochs": Integers(1, 9), "optimizer": Choice(("adam",))}, seed=0, start_up=RANDOM_ONLY)
-    told(study, 0.5)
+def test_no_pruned_trial_has_the_loss_of_the_best(ends):
+    study = Study(
+        StudyConfig({"epochs": Integers(1, 9), "optimizer": Choice(("adam",))}, seed=0, n_startup_trials=RANDOM_ONLY)
+    )
+    run_trial(study, 0.5)
     for accuracy, state in ends:
-        told(study, accuracy, state)
+        run_trial(study, accuracy, state)
     assert study.best is not None
-    cut = [loss for loss, trial in zip(losses(study), study.trials, strict=True) if trial.state == "cut"]
-    assert all(loss > 1 - study.best.mean_accuracy for loss in cut)
+    pruned = [loss for loss, trial in zip(losses(study), study.trials, strict=True) if trial.state == "pruned"]
+    assert all(loss > 1 - study.best.mean_accuracy for loss in pruned)
     assert min(losses(study)) == 1 - study.best.mean_accuracy
 
 
 # --- racing -------------------------------------------------------------------------------------
 
 
-def test_a_proposal_names_the_best_trial_at_that_time():
-    study = Study(FULL, seed=0)
+def test_a_proposal_carries_the_incumbent():
+    study = Study(StudyConfig(FULL, seed=0))
     first, second = study.ask(), study.ask()
     assert first.incumbent is second.incumbent is None
     study.tell(ended(second, 0.5))
     third = study.ask()
     assert third.incumbent == Incumbent(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"])
-    study.tell(ended(first, 0.9, "cut"))
+    study.tell(ended(first, 0.9, "pruned"))
     fourth = study.ask()
-    assert fourth.incumbent == third.incumbent, "a cut trial is nobody's measure"
+    assert fourth.incumbent == third.incumbent, "a pruned trial is never the incumbent"
     study.tell(ended(third, 0.75))
     assert study.under_way[3].incumbent == third.incumbent, "who is under way keeps his"
     assert study.ask().incumbent == Incumbent(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
 
 
-def test_without_racing_there_is_no_measure_and_the_same_points():
-    with_it, without = Study(FULL, seed=0), Study(FULL, seed=0, racing=False)
+def test_without_pruning_there_is_no_incumbent_and_the_same_points():
+    with_it, without = Study(StudyConfig(FULL, seed=0)), Study(StudyConfig(FULL, seed=0, prune=False))
     for _ in range(8):
         one, other = with_it.ask(), without.ask()
         assert other.incumbent is None
@@ -323,12 +333,12 @@ ONE_POINT = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
     ("state", "reason"),
     [
         ("complete", "as trial 1, which had the same settings"),
-        ("cut", "as trial 1, which had the same settings: too bad"),
+        ("pruned", "as trial 1, which had the same settings: too bad"),
         ("failed", "as trial 1, which had the same settings: too bad"),
     ],
 )
 def test_a_known_point_is_repeated_at_no_cost(state, reason):
-    study = Study(ONE_POINT, seed=0)
+    study = Study(StudyConfig(ONE_POINT, seed=0))
     proposal = study.ask()
     assert study.ask().known is None, "the first one is still under way"
     assert proposal.repeated is None
@@ -351,27 +361,29 @@ def test_a_known_point_is_repeated_at_no_cost(state, reason):
 # --- what it begins with ------------------------------------------------------------------------
 
 
-def test_whole_points_come_first_as_they_are():
+def test_complete_initial_points_come_first():
     sgd = {**POINT, "optimizer": "sgd", "momentum": 0.95}
-    study = Study(FULL, seed=0, first=[POINT, sgd])
+    study = Study(StudyConfig(FULL, seed=0, initial_points=[POINT, sgd]))
     assert [study.ask().settings for _ in range(2)] == [POINT, sgd]
-    assert [study.ask().settings for _ in range(3)] == run(Study(FULL, seed=0), 5, wanted)[2:]
+    assert [study.ask().settings for _ in range(3)] == run(Study(StudyConfig(FULL, seed=0)), 5, wanted)[2:]
 
 
-def test_what_a_point_leaves_out_is_proposed():
+def test_missing_values_of_an_initial_point_are_proposed():
     """As it would have been: here at random, with the seed of its number."""
     given = [{"learning_rate": 1e-4, "epochs": 33}, {"image_size": 256}, {}]
-    free = run(Study(FULL, seed=0), 4, wanted)
+    free = run(Study(StudyConfig(FULL, seed=0)), 4, wanted)
     expected = [{**point, **parts} for point, parts in zip(free, [*given, {}], strict=True)]
-    assert run(Study(FULL, seed=0, first=given), 4, wanted) == expected
+    assert run(Study(StudyConfig(FULL, seed=0, initial_points=given)), 4, wanted) == expected
 
 
 @pytest.mark.parametrize("given", [{"optimizer": "adam"}, {"optimizer": "sgd", "momentum": 0.95}])
-def test_momentum_goes_with_sgd_only_whatever_was_proposed(given):
+def test_initial_points_have_momentum_with_sgd_only(given):
     """Of twenty proposals, about half have the other optimizer."""
     replaced = 0
     for seed in range(20):
-        (free,), (settings,) = (run(Study(FULL, seed, first=first), 1, wanted) for first in ([], [given]))
+        (free,), (settings,) = (
+            run(Study(StudyConfig(FULL, seed, initial_points=first)), 1, wanted) for first in ([], [given])
+        )
         replaced += free["optimizer"] != settings["optimizer"]
         assert_inside(settings, FULL)
         assert settings == {name: free[name] for name in free if name not in ("optimizer", "momentum")} | given
@@ -383,64 +395,70 @@ def test_momentum_goes_with_sgd_only_whatever_was_proposed(given):
 
 @cache
 def of_another_study(count):
-    """A third complete, a third cut and a third failed: those without a ResNet under sgd."""
-    study = Study(FULL, seed=99, start_up=RANDOM_ONLY)
+    """A third complete, a third pruned and a third failed: those without a ResNet under sgd."""
+    study = Study(StudyConfig(FULL, seed=99, n_startup_trials=RANDOM_ONLY))
     for number in range(count):
         proposal = study.ask()
-        study.tell(ended(proposal, wanted(proposal.settings), ("complete", "cut", "failed")[number % 3]))
+        study.tell(ended(proposal, wanted(proposal.settings), ("complete", "pruned", "failed")[number % 3]))
     return study.trials
 
 
-def test_trials_of_another_study_teach_it():
+def test_earlier_trials_improve_proposals():
     """Its very first proposals are nearer to the peak than random ones, in the mean of ten seeds."""
     earlier = of_another_study(60)
-    taught = [wanted(point) for seed in range(10) for point in run(Study(FULL, seed, earlier=earlier), 3, wanted)]
-    random = [wanted(point) for seed in range(10) for point in run(Study(FULL, seed), 3, wanted)]
+    taught = [
+        wanted(point) for seed in range(10) for point in run(Study(StudyConfig(FULL, seed, earlier=earlier)), 3, wanted)
+    ]
+    random = [wanted(point) for seed in range(10) for point in run(Study(StudyConfig(FULL, seed)), 3, wanted)]
     assert np.mean(taught) > np.mean(random) + 0.1
 
 
-def test_they_are_not_its_own():
+def test_earlier_trials_are_not_counted():
     earlier = of_another_study(9)
-    study = Study(FULL, seed=0, earlier=earlier)
+    study = Study(StudyConfig(FULL, seed=0, earlier=earlier))
     assert (study.trials, study.best, study.since_best, study.under_way) == ([], None, 0, {})
     proposal = study.ask()
     assert (proposal.number, proposal.incumbent, proposal.known) == (0, None, None)
-    repeated = Study(FULL, seed=0, first=[earlier[0].settings], earlier=earlier).ask()
+    repeated = Study(StudyConfig(FULL, seed=0, initial_points=[earlier[0].settings], earlier=earlier)).ask()
     assert repeated.known is None, "its folds or its data may be others"
     study.tell(ended(proposal, 0.1))
     assert study.best is not None
     assert study.best.number == 0
 
 
-def test_hyperopt_learns_of_them_as_of_others():
+def test_earlier_trials_have_the_losses_of_others():
     earlier = of_another_study(9)
     best = max(trial.mean_accuracy for trial in earlier if trial.state == "complete")
     expected = {
         "complete": lambda trial: 1 - trial.mean_accuracy,
-        "cut": lambda trial: max(1 - trial.mean_accuracy, 1 - (best - 1e-9)),
+        "pruned": lambda trial: max(1 - trial.mean_accuracy, 1 - (best - 1e-9)),
         "failed": lambda _: math.inf,
     }
-    study = Study(FULL, seed=0, earlier=earlier)
-    told(study, 0.5)
+    study = Study(StudyConfig(FULL, seed=0, earlier=earlier))
+    run_trial(study, 0.5)
     assert losses(study) == [*(expected[trial.state](trial) for trial in earlier), 0.5], "they were before its own"
 
 
-def test_those_outside_of_the_space_are_left_out():
+def test_earlier_trials_outside_the_space_are_left_out():
     earlier = of_another_study(40)
     narrow = {**FULL, "image_size": Choice((128, 224)), "batch_size": Choice((32, 64, 256))}
     inside = [
         trial for trial in earlier if trial.settings["image_size"] != 256 and trial.settings["batch_size"] in (32, 64)
     ]
     assert 5 <= len(inside) < 30
-    assert len(losses(Study(narrow, seed=0, earlier=earlier))) == len(inside)
-    assert run(Study(narrow, 0, earlier=earlier), 2, wanted) == run(Study(narrow, 0, earlier=inside), 2, wanted)
+    assert len(losses(Study(StudyConfig(narrow, seed=0, earlier=earlier)))) == len(inside)
+    assert run(Study(StudyConfig(narrow, 0, earlier=earlier)), 2, wanted) == run(
+        Study(StudyConfig(narrow, 0, earlier=inside)), 2, wanted
+    )
     for space in (QUICK, {**FULL, "label_smoothing": Choice((0.1,))}):
-        assert run(Study(space, 0, earlier=earlier), 2, wanted) == run(Study(space, 0), 2, wanted)
+        assert run(Study(StudyConfig(space, 0, earlier=earlier)), 2, wanted) == run(
+            Study(StudyConfig(space, 0)), 2, wanted
+        )
 
 
 # --- taken up again -----------------------------------------------------------------------------
 
-ENDS = {"complete": 0.6, "cut": 0.25, "failed": 0.15}
+ENDS = {"complete": 0.6, "pruned": 0.25, "failed": 0.15}
 
 
 def worked(study, count, random):
@@ -461,41 +479,43 @@ def through_text(entries):
     return [json.loads(json.dumps(entry)) for entry in entries]
 
 
-def assert_goes_on(make, entries, proposals):
-    """One that is taken up after some entries asks for the rest of them, proposal by proposal, and records them."""
-    for cut in range(len(entries) + 1):
-        recorded = entries[:cut]
+def assert_resumes(make, entries, proposals):
+    """A study resumed after some entries proposes and records the rest of them."""
+    for end in range(len(entries) + 1):
+        recorded = entries[:end]
         again = make(entries=through_text(recorded), record=recorded.append)
-        done = sum("asked" in entry for entry in entries[:cut])
-        labelled_outcomes = {entry["told"]["number"] for entry in entries[:cut] if "told" in entry}
-        assert again.under_way == {
-            number: proposals[number] for number in range(done) if number not in labelled_outcomes
-        }
-        for entry in entries[cut : cut + 4]:  # later ones are reached from later cuts
-            if "asked" in entry:
-                assert again.ask() == proposals[entry["asked"]["number"]]
+        done = sum("proposal" in entry for entry in entries[:end])
+        ended_numbers = {entry["result"]["number"] for entry in entries[:end] if "result" in entry}
+        assert again.under_way == {number: proposals[number] for number in range(done) if number not in ended_numbers}
+        for entry in entries[end : end + 4]:  # later ones are reached from later ends
+            if "proposal" in entry:
+                assert again.ask() == proposals[entry["proposal"]["number"]]
             else:
-                again.tell(Trial.from_json(entry["told"]))
+                again.tell(Trial.from_json(entry["result"]))
         assert through_text(recorded) == through_text(entries[: len(recorded)])
 
 
 @budget(max_examples=5, deadline=None)
 @given(st.integers(0, 2**31))
-def test_a_study_taken_up_at_any_point_proposes_exactly_the_same_rest(seed):
-    """Complete, cut and failed trials, two at a time and out of order, settings to begin with, trials to learn from."""
+def test_a_resumed_study_proposes_the_same_rest(seed):
+    """Trials of every state, two at a time and out of order, with initial points and earlier trials."""
 
     def make(**given):
         first = [{"epochs": 12}, {"optimizer": "adam"}]
-        return Study(FULL, seed, start_up=4, first=first, earlier=of_another_study(2), **given)
+        return Study(
+            StudyConfig(FULL, seed, n_startup_trials=4, initial_points=first, earlier=of_another_study(2)), **given
+        )
 
     entries = []
     proposals = worked(make(record=entries.append), 9, np.random.default_rng(seed))
-    assert_goes_on(make, entries, proposals)
+    assert_resumes(make, entries, proposals)
 
 
-def test_known_points_are_the_same_when_a_study_is_taken_up():
+def test_a_resumed_study_knows_the_same_points():
     def make(**given):
-        return Study({"epochs": Integers(1, 4), "optimizer": Choice(("adam",))}, 0, start_up=2, **given)
+        return Study(
+            StudyConfig({"epochs": Integers(1, 4), "optimizer": Choice(("adam",))}, 0, n_startup_trials=2), **given
+        )
 
     entries = []
     study = make(record=entries.append)
@@ -505,22 +525,22 @@ def test_known_points_are_the_same_when_a_study_is_taken_up():
         repeated = proposals[-1].repeated
         study.tell(repeated or ended(proposals[-1], number / 10))
     assert sum(proposal.known is not None for proposal in proposals) >= 6
-    assert_goes_on(make, entries, proposals)
+    assert_resumes(make, entries, proposals)
 
 
 IN_ANOTHER_PROCESS = """
 import json, sys
 from toolkit.tuning.space import FULL
-from toolkit.tuning.study import Study
+from toolkit.tuning.study import Study, StudyConfig
 
-print(json.dumps(Study(FULL, 7, start_up=4, entries=json.load(sys.stdin)).ask().settings))
+print(json.dumps(Study(StudyConfig(FULL, 7, n_startup_trials=4), entries=json.load(sys.stdin)).ask().settings))
 """
 
 
-def test_another_process_goes_on_with_the_same():
-    """One in which words have other hashes, and so sets another order."""
+def test_another_process_proposes_the_same():
+    """A process in which strings have other hashes, and sets another order."""
     entries = []
-    study = Study(FULL, 7, start_up=4, record=entries.append)
+    study = Study(StudyConfig(FULL, 7, n_startup_trials=4), record=entries.append)
     worked(study, 10, np.random.default_rng(7))
     found = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER_PROCESS],
@@ -533,25 +553,25 @@ def test_another_process_goes_on_with_the_same():
     assert json.loads(found.stdout) == study.ask().settings
 
 
-def test_entries_of_others_are_passed_over():
+def test_other_entries_are_skipped():
     """The journal has some about MLflow too."""
     entries = [{"run": "abc"}]
-    study = Study(QUICK, 0, record=entries.append)
-    told(study, 0.5)
+    study = Study(StudyConfig(QUICK, 0), record=entries.append)
+    run_trial(study, 0.5)
     entries += [{"finished": 0}]
-    assert Study(QUICK, 0, entries=entries).trials == study.trials
+    assert Study(StudyConfig(QUICK, 0), entries=entries).trials == study.trials
 
 
-def test_what_cannot_be_recorded_has_not_happened():
+def test_what_cannot_be_recorded_does_not_count():
     full = False
 
     def record(entry):
         if full:
             raise DataError("the disk is full")
 
-    study, other = Study(FULL, 0, record=record), Study(FULL, 0)
-    told(study, 0.5)
-    told(other, 0.5)
+    study, other = Study(StudyConfig(FULL, 0), record=record), Study(StudyConfig(FULL, 0))
+    run_trial(study, 0.5)
+    run_trial(other, 0.5)
     full = True
     with pytest.raises(DataError):
         study.ask()

@@ -1,4 +1,4 @@
-"""A folder of studies: each is taken up as it was, and found by its name or as the last one."""
+"""A folder of studies: each is resumed as it was, and found by its name or as the last one."""
 
 import json
 import os
@@ -12,9 +12,8 @@ from support.disk import full_disk
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
-from toolkit.tuning.study import Study
+from toolkit.tuning.study import OTHER_VERSION, Study, StudyConfig
 from toolkit.tuning.study_storage import (
-    StudyConfig,
     claimed_name,
     differences,
     journal_of,
@@ -27,34 +26,32 @@ from toolkit.tuning.study_storage import (
 )
 from toolkit.tuning.trial import Fold, Trial
 
-ANOTHER_VERSION = "the study was begun by another version of hyperopt_tuning.py"
-
 
 def ended(proposal, accuracy, state="complete"):
     folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for _ in range(2))
     return Trial(proposal.number, proposal.settings, state, folds, 4.0)
 
 
-def told(study, accuracy, state="complete"):
-    """Ask and tell once."""
+def run_trial(study, accuracy, state="complete"):
+    """Propose a trial and record its result."""
     trial = ended(study.ask(), accuracy, state)
     study.tell(trial)
     return trial
 
 
-def plan(**changes):
-    """One that uses everything there is."""
-    former = Study(FULL, seed=9)
-    for state in ("complete", "cut", "failed"):
-        told(former, 0.5, state)
+def config(**changes):
+    """A configuration with every field set."""
+    former = Study(StudyConfig(FULL, seed=9))
+    for state in ("complete", "pruned", "failed"):
+        run_trial(former, 0.5, state)
     values = {
         "space": {**FULL, "label_smoothing": Uniform(0.0, 0.2), "weight_decay": Choice((0.0, 1e-4))},
         "seed": 3,
-        "start_up": 4,
-        "racing": True,
-        "first": [{"epochs": 12, "label_smoothing": 0.1}],
+        "n_startup_trials": 4,
+        "prune": True,
+        "initial_points": [{"epochs": 12, "label_smoothing": 0.1}],
         "earlier": former.trials,
-        "facts": {"data": "Blumen/Gärten", "data_fingerprint": "0123"},
+        "data_identity": {"data": "Blumen/Gärten", "data_fingerprint": "0123"},
         "settings": {"preset": "full", "timeout": None, "folds": 5, "data": ["a", "b"]},
     }
     return StudyConfig(**{**values, **changes})
@@ -63,17 +60,17 @@ def plan(**changes):
 # --- what a study depends on --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"space": QUICK, "racing": False, "first": [], "earlier": []}])
-def test_a_plan_survives_a_round_through_text(changes):
-    before = plan(**changes)
+@pytest.mark.parametrize("changes", [{}, {"space": QUICK, "prune": False, "initial_points": [], "earlier": []}])
+def test_json_round_trip(changes):
+    before = config(**changes)
     again = StudyConfig.from_json(json.loads(json.dumps(before.json())))
     assert again == before
     assert repr(again) == repr(before)  # in which 3 and 3.0 differ
 
 
-def test_its_study_has_all_that_it_says():
+def test_every_field_decides_on_the_proposals():
     """The same proposals as one that is made by hand, and different ones where any part of it differs."""
-    one = plan(earlier=[])
+    one = config(earlier=[])
 
     def proposals(study):
         found = []
@@ -82,29 +79,30 @@ def test_its_study_has_all_that_it_says():
             study.tell(ended(found[-1], number / 10))
         return found
 
-    expected = proposals(Study(one.space, 3, 4, racing=True, first=one.initial_points))
-    assert proposals(one.study()) == expected
+    expected = proposals(Study(StudyConfig(one.space, 3, 4, prune=True, initial_points=one.initial_points)))
+    assert proposals(Study(one)) == expected
     for changes in (
-        {"space": FULL, "first": []}, {"seed": 4}, {"start_up": 5}, {"racing": False}, {"first": [{"epochs": 13}]},
-        {"earlier": [told(Study(one.space, seed=1), 0.5) for _ in range(5)]},
+        {"space": FULL, "initial_points": []}, {"seed": 4}, {"n_startup_trials": 5}, {"prune": False},
+        {"initial_points": [{"epochs": 13}]},
+        {"earlier": [run_trial(Study(StudyConfig(one.space, seed=1)), 0.5) for _ in range(5)]},
     ):  # fmt: skip
-        assert proposals(plan(**{"earlier": [], **changes}).study()) != expected
+        assert proposals(Study(config(**{"earlier": [], **changes}))) != expected
 
 
-def test_it_is_recorded_and_taken_up():
+def test_a_study_is_recorded_and_resumed():
     entries = []
-    study = plan().study(record=entries.append)
-    told(study, 0.5)
-    waiting = study.ask()
-    again = plan().study([{"run": "abc"}, *entries])
+    study = Study(config(), record=entries.append)
+    run_trial(study, 0.5)
+    proposal = study.ask()
+    again = Study(config(), [{"run": "abc"}, *entries])
     assert again.trials == study.trials
-    assert again.under_way == {1: waiting}
+    assert again.under_way == {1: proposal}
     assert again.ask() == study.ask()
 
 
-def broken_plans():
-    values = plan().json()
-    for name in ("space", "seed", "start_up", "racing", "earlier"):
+def broken_configs():
+    values = config().json()
+    for name in ("space", "seed", "n_startup_trials", "prune", "earlier"):
         yield f"without {name}", {key: value for key, value in values.items() if key != name}
     yield "with more", {**values, "pruner": "hyperband"}
     yield "nothing", {}
@@ -114,62 +112,62 @@ def broken_plans():
         yield f"earlier {str(earlier)[:20]}", {**values, "earlier": earlier}
 
 
-@pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in broken_plans()])
-def test_the_first_line_of_another_version_is_one_line(values):
+@pytest.mark.parametrize("values", [pytest.param(values, id=name) for name, values in broken_configs()])
+def test_a_first_line_of_another_version_is_refused(values):
     with pytest.raises(DataError) as caught:
         StudyConfig.from_json(values)
-    assert str(caught.value) == ANOTHER_VERSION
+    assert str(caught.value) == OTHER_VERSION
 
 
 def broken_entries():
     entries = []
-    told(plan().study(record=entries.append), 0.5)
-    asked, taken = (entry[kind] for entry, kind in zip(entries, ("asked", "told"), strict=True))
+    run_trial(Study(config(), record=entries.append), 0.5)
+    proposal, result = (entry[kind] for entry, kind in zip(entries, ("proposal", "result"), strict=True))
     yield "a trial without a proposal", entries[1:]
-    yield "told twice", [*entries, entries[1]]
-    yield "no settings", [{"asked": {"number": 0}}]
-    yield "outside of the space", [{"asked": {**asked, "settings": {**asked["settings"], "epochs": 500}}}]
-    yield "settings of another kind", [{"asked": {**asked, "settings": ["epochs", 12]}}]
-    yield "no trial", [entries[0], {"told": None}]
-    yield "a trial with more", [entries[0], {"told": {**taken, "mean_accuracy": 0.5}}]
-    yield "a fold without epochs", [entries[0], {"told": {**taken, "folds": [{**taken["folds"][0], "epochs": []}]}}]
+    yield "a result twice", [*entries, entries[1]]
+    yield "no settings", [{"proposal": {"number": 0}}]
+    yield "outside of the space", [{"proposal": {**proposal, "settings": {**proposal["settings"], "epochs": 500}}}]
+    yield "settings of another kind", [{"proposal": {**proposal, "settings": ["epochs", 12]}}]
+    yield "no trial", [entries[0], {"result": None}]
+    yield "a trial with more", [entries[0], {"result": {**result, "mean_accuracy": 0.5}}]
+    yield "a fold without epochs", [entries[0], {"result": {**result, "folds": [{**result["folds"][0], "epochs": []}]}}]
     yield "an epoch without accuracy", [
-        entries[0], {"told": {**taken, "folds": [{**taken["folds"][0], "epochs": [{}]}]}},
+        entries[0], {"result": {**result, "folds": [{**result["folds"][0], "epochs": [{}]}]}},
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("entries", [pytest.param(entries, id=name) for name, entries in broken_entries()])
-def test_entries_of_another_version_are_one_line(entries):
+def test_entries_of_another_version_are_refused_in_one_line(entries):
     with pytest.raises(DataError) as caught:
-        plan().study(entries)
-    assert str(caught.value) == ANOTHER_VERSION
+        Study(config(), entries)
+    assert str(caught.value) == OTHER_VERSION
 
 
 # --- the folder ---------------------------------------------------------------------------------
 
 
-def begun(folder, name, written=None):
-    """A study in the folder, last worked on at some time."""
+def create_study(folder, name, written=None):
+    """A study in the folder, changed last at a time."""
     path = journal_of(folder, name)
-    Journal(path, plan().json()).close()
+    Journal(path, config().json()).close()
     if written is not None:
         os.utime(path, (written, written))
     return path
 
 
-def test_a_study_is_read_while_another_process_goes_on_with_it(tmp_path):
+def test_a_study_is_read_while_another_process_writes_it(tmp_path):
     path = journal_of(tmp_path, "digits-1")
     assert path == tmp_path / "digits-1" / "journal.jsonl"
-    with Journal(path, plan().json()) as journal:
-        study = plan().study(record=journal.append)
-        best = told(study, 0.75)
-        told(study, 0.5, "cut")
-        waiting = study.ask()
+    with Journal(path, config().json()) as journal:
+        study = Study(config(), record=journal.append)
+        best = run_trial(study, 0.75)
+        run_trial(study, 0.5, "pruned")
+        proposal = study.ask()
         found, finished = read_study(tmp_path, "digits-1")
-        assert (found.trials, found.best, found.under_way) == (study.trials, best, {2: waiting})
+        assert (found.trials, found.best, found.under_way) == (study.trials, best, {2: proposal})
         assert not finished
         with path.open("ab") as file:
-            file.write(b'{"told": {"num')  # at this very moment
+            file.write(b'{"result": {"num')  # at this very moment
         assert read_study(tmp_path, "digits-1")[0].trials == study.trials
     with Journal(path) as journal:
         journal.append({"finished": 0})
@@ -182,14 +180,14 @@ def test_a_study_that_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(DataError, match=r"^the journal .*digits-1/journal\.jsonl cannot be read: No such file"):
         read_study(tmp_path, "digits-1")
     Journal(journal_of(tmp_path, "digits-1"), {"seed": 0}).close()
-    with pytest.raises(DataError, match=rf"^{ANOTHER_VERSION}$"):
+    with pytest.raises(DataError, match=rf"^{OTHER_VERSION}$"):
         read_study(tmp_path, "digits-1")
 
 
-def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path):
+def test_studies_are_sorted_by_last_change(tmp_path):
     assert studies_in(tmp_path / "missing") == []
     for name, written in (("b", 100), ("d", 300), ("a", 200), ("c", 300)):
-        begun(tmp_path, name, written)
+        create_study(tmp_path, name, written)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("of something else")
     assert studies_in(tmp_path) == ["b", "a", "c", "d"]
@@ -197,22 +195,22 @@ def test_studies_are_in_the_order_in_which_they_were_worked_on(tmp_path):
         journal.append({"run": "abc"})
     assert studies_in(tmp_path) == ["a", "c", "d", "b"]
     read_study(tmp_path, "a")
-    assert studies_in(tmp_path)[-1] == "b", "to look at one is no work"
+    assert studies_in(tmp_path)[-1] == "b", "reading changes nothing"
 
 
 def test_a_study_is_found_by_its_name_or_as_the_last_one(tmp_path):
     for name, written in (("digits-2", 100), ("digits-1", 200)):
-        begun(tmp_path, name, written)
+        create_study(tmp_path, name, written)
     assert resolve_study(tmp_path, "last", "--resume") == "digits-1"
     assert resolve_study(tmp_path, "digits-2", "--resume") == "digits-2"
 
 
-def test_where_there_is_none_it_says_what_there_is():
+def test_an_unknown_study_is_refused_with_the_known_ones():
     with pytest.raises(SettingsError) as caught:
         resolve_study(Path("studies"), "last", "--resume")
     assert str(caught.value) == "there is no study in studies/, which --resume needs"
     for name, written in (("old", 100), ("digits-1", 200), ("new", 300)):
-        begun(Path("studies"), name, written)
+        create_study(Path("studies"), name, written)
     for choice, there in (("digit-1", "digits-1, new, old"), ("x", "new, digits-1, old")):
         with pytest.raises(SettingsError) as caught:
             resolve_study(Path("studies"), choice, "--warm-start")
@@ -221,16 +219,16 @@ def test_where_there_is_none_it_says_what_there_is():
         )
 
 
-def test_a_free_name_has_the_first_free_number(tmp_path):
+def test_next_name_has_the_first_free_number(tmp_path):
     assert next_name(tmp_path, "digits") == "digits-1"
     for name in ("digits-1", "digits-3", "flowers-1"):
-        begun(tmp_path, name)
+        create_study(tmp_path, name)
     assert next_name(tmp_path, "digits") == "digits-2"
     (tmp_path / "digits-2").write_text("of something else")
     assert next_name(tmp_path, "digits") == "digits-4"
 
 
-def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path):
+def test_concurrent_studies_claim_different_names(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(lambda _: claimed_name(tmp_path / "studies", "digits"), range(8)))
     assert sorted(names) == [f"digits-{number}" for number in range(1, 9)]
@@ -253,7 +251,7 @@ def test_studies_that_begin_at_once_have_names_of_their_own(tmp_path):
         ({}, {"a": None}, ["a is None and was not there"]),
     ],
 )
-def test_what_differs_is_said_in_order(before, now, phrases):
+def test_differences_are_in_order(before, now, phrases):
     assert differences(before, now) == phrases
 
 
@@ -268,19 +266,19 @@ def files(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_the_logits_of_the_best_trial_come_back_and_others_go(tmp_path):
+def test_logits_of_the_best_trial_replace_others(tmp_path):
     for number in (0, 4, 2):
         save_logits(tmp_path, number, logits(number))
         found = load_logits(tmp_path, number)
         assert found.dtype == np.float32
         assert np.array_equal(found, logits(number))
-        assert files(tmp_path) == [f"logits-{number + 1}.npy"], "trials are counted from 1 where people see them"
+        assert files(tmp_path) == [f"logits-{number + 1}.npy"], "numbers in names are from 1"
     save_logits(tmp_path, 2, logits(7))
     assert np.array_equal(load_logits(tmp_path, 2), logits(7))
 
 
-def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path):
-    """A kill in between leaves the logits of whichever is the best when the study is taken up."""
+def test_logits_of_the_former_best_stay_until_the_new_one_counts(tmp_path):
+    """A kill in between leaves the logits of whichever trial is the best when the study is resumed."""
     save_logits(tmp_path, 0, logits(0))
     for former, number in ((0, 3), (0, 4), (4, 5)):  # the process was killed before 3 counted
         save_logits(tmp_path, number, logits(number), former)
@@ -289,7 +287,7 @@ def test_those_of_the_former_best_stay_until_the_new_one_counts(tmp_path):
         assert np.array_equal(load_logits(tmp_path, number), logits(number))
 
 
-def test_a_full_disk_leaves_the_former_ones(tmp_path):
+def test_a_full_disk_keeps_the_former_logits(tmp_path):
     save_logits(tmp_path, 0, logits(0))
     with full_disk(1_000), pytest.raises(DataError) as caught:
         save_logits(tmp_path, 1, logits(1, images=4_000))
@@ -305,7 +303,7 @@ class Trap:
         return os.mkdir, ("sprung",)
 
 
-def test_what_are_no_logits_is_one_line_and_never_run(tmp_path):
+def test_broken_logits_are_refused_and_never_unpickled(tmp_path):
     save_logits(tmp_path, 0, logits(0))
     path = tmp_path / "logits-1.npy"
     whole = path.read_bytes()

@@ -38,8 +38,8 @@ def test_a_trial_is_the_mean_of_its_folds():
     assert trial.images == 240
 
 
-def test_a_trial_of_few_folds_has_the_figures_that_there_are():
-    begun = Trial(0, SETTINGS, "cut", (fold(0.25, 0.5),))
+def test_a_trial_with_few_folds():
+    begun = Trial(0, SETTINGS, "pruned", (fold(0.25, 0.5),))
     assert begun.mean_accuracy == 0.5
     assert math.isnan(begun.std_accuracy)
     none = Trial(0, SETTINGS, "failed")
@@ -50,7 +50,7 @@ def test_a_trial_of_few_folds_has_the_figures_that_there_are():
 
 @budget(deadline=None)
 @given(st.lists(st.integers(0, 10_000).map(lambda right: right / 10_000), min_size=2, max_size=10))
-def test_the_figures_are_those_of_numpy(accuracies):
+def test_mean_and_std_match_numpy(accuracies):
     trial = Trial(0, {}, "complete", tuple(map(fold, accuracies)))
     assert trial.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
     assert trial.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), abs=1e-12)
@@ -70,7 +70,7 @@ trials = st.builds(
     Trial,
     st.integers(0),
     st.dictionaries(st.text(), st.text() | st.integers() | numbers, max_size=4),
-    st.sampled_from(["complete", "cut", "failed"]),
+    st.sampled_from(["complete", "pruned", "failed"]),
     st.lists(folds, max_size=3).map(tuple),
     st.floats(0, 1e6),
     st.text(),
@@ -79,7 +79,7 @@ trials = st.builds(
 
 @budget(max_examples=50, deadline=None)
 @given(trials)
-def test_any_trial_survives_a_round_through_text(trial):
+def test_json_round_trip(trial):
     """To the last digit, and with the kinds of its numbers: 3 is not 3.0."""
     values = trial.json()
     assert repr(Trial.from_json(values)) == repr(trial)
@@ -89,12 +89,12 @@ def test_any_trial_survives_a_round_through_text(trial):
     assert again.accuracies == trial.accuracies
 
 
-def test_its_text_is_what_the_journal_of_a_study_holds():
-    trial = Trial(4, SETTINGS, "cut", (fold(0.5),), seconds=3.5, reason="after fold 1 of 5")
+def test_the_json_of_a_trial():
+    trial = Trial(4, SETTINGS, "pruned", (fold(0.5),), seconds=3.5, reason="after fold 1 of 5")
     assert json.loads(json.dumps(trial.json())) == {
         "number": 4,
         "settings": SETTINGS,
-        "state": "cut",
+        "state": "pruned",
         "folds": [
             {"epochs": [{"epoch": 1, "val_accuracy": 0.5}], "best_epoch": 1, "seconds": 2.0, "images": 80},
         ],
@@ -103,8 +103,8 @@ def test_its_text_is_what_the_journal_of_a_study_holds():
     }
 
 
-@pytest.mark.parametrize("wrong", [{"state": "cut"}, {"folds": [{"epochs": []}]}, {"folds": None}, {"mean": 0.5}])
-def test_values_of_something_else_are_no_trial(wrong):
+@pytest.mark.parametrize("wrong", [{"state": "pruned"}, {"folds": [{"epochs": []}]}, {"folds": None}, {"mean": 0.5}])
+def test_other_values_are_no_trial(wrong):
     values = wrong if "state" in wrong else {**Trial(0, {}, "complete").json(), **wrong}
     with pytest.raises((KeyError, TypeError)):
         Trial.from_json(values)

@@ -180,7 +180,7 @@ def test_progress_and_the_result_come_in_order(pool):
     assert events_until_the_end(pool, 3) == [*progress, Event(3, "done", {"a": [0.1, None]})]
 
 
-def test_workers_are_started_when_needed_work_side_by_side_and_are_used_again(pair):
+def test_workers_are_started_on_demand_and_reused(pair):
     assert (pair.n_idle, workers()) == (2, [])
     pair.start(0, ["rest"])
     resting = first_report(pair)
@@ -203,7 +203,7 @@ def test_a_pool_has_a_worker(size):
         WorkerPool(size, WORK)
 
 
-def test_waiting_ends_with_the_time_or_when_nothing_can_come(pool):
+def test_wait_ends_at_the_timeout_or_without_a_busy_worker(pool):
     assert pool.wait(None) == []
     pool.start(0, ["rest"])
     assert first_report(pool)
@@ -211,14 +211,14 @@ def test_waiting_ends_with_the_time_or_when_nothing_can_come(pool):
     assert pool.wait(0.001) == []
 
 
-def test_a_task_that_json_does_not_have_takes_no_worker(pool):
+def test_a_task_that_is_not_json_takes_no_worker(pool):
     with pytest.raises(TypeError, match="Object of type lock is not JSON serializable"):
         pool.start(0, threading.Lock())
     assert pool.n_idle == 1
     assert outcome(pool, *PID).kind == "done"
 
 
-def test_whatever_is_mixed_each_task_ends_once_and_last():
+def test_each_task_ends_once():
     """Forty tasks in an order drawn with a seed, three at a time; a fifth of them kill their worker."""
     kinds = [
         (["count", 5], "done", 5),
@@ -243,7 +243,7 @@ def test_whatever_is_mixed_each_task_ends_once_and_last():
         assert [event.kind for event in own] == [*["progress"] * reports, kind]
 
 
-def test_a_worker_has_the_folder_the_variables_and_the_module_search_path_of_its_parent(pool, tmp_path, monkeypatch):
+def test_a_worker_inherits_folder_environment_and_module_path(pool, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLOUR", "blue")
     assert outcome(pool, "evaluate", "os.getcwd()").value == str(Path.cwd())
@@ -251,7 +251,7 @@ def test_a_worker_has_the_folder_the_variables_and_the_module_search_path_of_its
     assert outcome(pool, "evaluate", "sys.path").value == sys.path
 
 
-def test_big_messages_pass_while_the_parent_does_not_wait(pool):
+def test_big_messages_pass_while_the_parent_is_busy(pool):
     pool.start(0, ["report_in_pieces", 3, 10_000_000])
     wait_until(Path("reported").exists)
     *reports, done = events_until_the_end(pool, 0)
@@ -273,7 +273,7 @@ def test_big_messages_pass_while_the_parent_does_not_wait(pool):
         ("report_a_lock(report)", "TypeError: Object of type lock is not JSON serializable"),
     ],
 )
-def test_an_exception_is_the_reason_in_one_line_and_the_worker_lives_on(pool, expression, reason):
+def test_an_exception_fails_the_task_and_keeps_the_worker(pool, expression, reason):
     pid = outcome(pool, *PID).value
     assert outcome(pool, "evaluate", expression, key=4) == Event(4, "failed", reason)
     assert outcome(pool, *PID).value == pid
@@ -288,7 +288,7 @@ def test_an_exception_is_the_reason_in_one_line_and_the_worker_lives_on(pool, ex
         (["local_error"], SettingsError, "first line\nsecond line"),
     ],
 )  # fmt: skip
-def test_an_error_of_the_toolkit_comes_as_what_it_is(pool, task, kind, text):
+def test_a_toolkit_error_keeps_its_type(pool, task, kind, text):
     event = outcome(pool, *task)
     assert (event.kind, type(event.value), str(event.value)) == ("error", kind, text)
 
@@ -300,7 +300,7 @@ def test_an_error_of_the_toolkit_comes_as_what_it_is(pool, task, kind, text):
         ("json:no_such", "AttributeError: module 'json' has no attribute 'no_such'"),
     ],
 )
-def test_work_that_is_not_there_fails_the_task(work, reason):
+def test_missing_work_fails_the_task(work, reason):
     with WorkerPool(1, work) as pool:
         assert outcome(pool) == Event(0, "failed", reason)
 
@@ -315,7 +315,7 @@ def test_work_that_is_not_there_fails_the_task(work, reason):
         ("os._exit(0)", "its process ended with status 0"),
     ],
 )
-def test_a_worker_that_dies_is_replaced_and_what_it_reported_is_kept(pool, how, reason):
+def test_a_dead_worker_is_replaced_and_its_reports_are_kept(pool, how, reason):
     before = outcome(pool, *PID).value
     pool.start(1, ["count", 200, how])
     progress = [Event(1, "progress", number) for number in range(200)]
@@ -326,7 +326,7 @@ def test_a_worker_that_dies_is_replaced_and_what_it_reported_is_kept(pool, how, 
     assert gone(before)
 
 
-def test_a_death_does_not_touch_the_others(pair):
+def test_a_dead_worker_does_not_affect_others(pair):
     pair.start(0, ["finish_the_step", "os.getpid()"])
     pid = first_report(pair)
     assert outcome(pair, "evaluate", "os._exit(1)", key=1).kind == "failed"
@@ -334,7 +334,7 @@ def test_a_death_does_not_touch_the_others(pair):
     assert events_until_the_end(pair, 0) == [Event(0, "progress", "saved"), Event(0, "done", pid)]
 
 
-def test_a_worker_that_died_idle_is_replaced_without_an_event(pool):
+def test_a_dead_idle_worker_is_replaced_silently(pool):
     pid = outcome(pool, *PID).value
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
@@ -343,7 +343,7 @@ def test_a_worker_that_died_idle_is_replaced_without_an_event(pool):
     assert after.value != pid
 
 
-def test_a_thread_that_outlives_its_task_is_not_heard(pool):
+def test_reports_after_the_end_of_a_task_are_dropped(pool):
     pool.start(0, ["report_on"])
     assert events_until_the_end(pool, 0)[-1] == Event(0, "done", None)
     pool.start(1, ["evaluate", "time.sleep(0.02)"])
@@ -365,7 +365,7 @@ def test_a_thread_that_outlives_its_task_is_not_heard(pool):
         (["finish_the_step", "fail(OSError(5, 'read'))"], [Event(0, "progress", "saved"), Event(0, "stopped")]),
     ],
 )
-def test_stopping_waits_for_a_step_and_says_how_each_task_ended(pool, task, expected):
+def test_stop_waits_for_a_step(pool, task, expected):
     pool.start(0, task)
     pid = first_report(pool)
     os.kill(pid, signal.SIGINT)  # which is for the parent, as Ctrl-C at a terminal is
@@ -375,13 +375,13 @@ def test_stopping_waits_for_a_step_and_says_how_each_task_ended(pool, task, expe
 
 
 @pytest.mark.parametrize("task", [["rest"], ["finish_the_step", "interrupt"]])
-def test_a_sigterm_from_elsewhere_stops_a_task_as_well(pool, task):
+def test_a_foreign_sigterm_stops_a_task(pool, task):
     pool.start(0, task)
     os.kill(first_report(pool), signal.SIGTERM)
     assert events_until_the_end(pool, 0)[-1] == Event(0, "stopped")
 
 
-def test_stopping_touches_no_idle_worker(pair):
+def test_stop_keeps_idle_workers(pair):
     assert pair.stop() == []
     pair.start(0, ["rest"])
     assert first_report(pair)
@@ -391,13 +391,13 @@ def test_stopping_touches_no_idle_worker(pair):
     assert outcome(pair, *PID, key=2).value == pid
 
 
-def test_a_worker_that_is_only_starting_can_be_stopped(pair):
+def test_a_starting_worker_can_be_stopped(pair):
     pair.start(0, ["rest"])
     pair.start(1, ["rest"])
     assert sorted(event.key for event in pair.stop() if event.kind == "stopped") == [0, 1]
 
 
-def test_a_stop_cuts_no_message_short(pool):
+def test_stop_truncates_no_message(pool):
     """A message that is on its way comes whole, and what is reported after SIGTERM comes after it."""
     for _ in range(5):
         pool.start(0, ["report_to_the_last", 3_000_000])
@@ -406,7 +406,7 @@ def test_a_stop_cuts_no_message_short(pool):
         assert (last, end) == (Event(0, "progress", "the last"), Event(0, "stopped"))
 
 
-def test_closing_ends_by_force_what_ignores_sigterm(monkeypatch):
+def test_close_kills_workers_that_ignore_sigterm(monkeypatch):
     """Also when an exception has left the context."""
     monkeypatch.setattr(module, "GRACE_S", 0.05)
     pool, pids = WorkerPool(3, WORK), []
@@ -472,7 +472,7 @@ def busy(program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(program, number):
+def test_ctrl_c_stops_the_workers_through_the_parent(program, number):
     pids = busy(program)
     os.killpg(program.pid, number)
     stopped = "(0, 'progress') (0, 'stopped') (1, 'progress') (1, 'stopped')\n"
@@ -481,7 +481,7 @@ def test_a_signal_for_all_reaches_the_program_alone_which_stops_its_workers(prog
     assert all(map(gone, pids))
 
 
-def test_the_workers_of_a_killed_program_end(program):
+def test_the_workers_of_a_killed_parent_end(program):
     pids = busy(program)
     assert not any(map(gone, pids))
     program.kill()
