@@ -547,12 +547,12 @@ class ModelRegistry:
         - ``setting.*``, ``data.*``: settings and data in which the versions differ
         - ``held_out_images``, ``held_out_accuracy``: on all images that each held out, where these are more
         """
-        from toolkit.registry.comparison import side_by_side
+        from toolkit.registry.comparison import comparison_frame
 
         candidates = self._chosen(versions, data)
         if log_image:
             self._log_comparison_plot(candidates)
-        return side_by_side(candidates)
+        return comparison_frame(candidates)
 
     def plot_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
         """``compare_models`` of up to ten versions as a figure: accuracy, classes, calibration."""

@@ -147,7 +147,7 @@ def quickest(place, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def hopeless(tmp_path_factory):
-    """A weights file that fits and whose numbers are none: every training that starts from it fails."""
+    """A weights file of NaN: every training that starts from it fails."""
     path = tmp_path_factory.mktemp("weights") / "nan.pth"
     state = resnet18(weights=None).state_dict()
     state["bn1.weight"].fill_(float("nan"))
@@ -222,7 +222,7 @@ def test_folds_are_nested_in_trials_and_trials_in_the_study(place, whole):
             assert metrics["mean_cv_accuracy"] == pytest.approx(np.mean(accuracies))
             assert metrics["std_cv_accuracy"] == pytest.approx(np.std(accuracies, ddof=1))
         else:
-            assert "mean_cv_accuracy" not in metrics  # the mean of a few folds would look like one of all
+            assert "mean_cv_accuracy" not in metrics  # the mean of a few folds could pass for the mean of all
             assert tags["reason"] == row["reason"]
 
 

@@ -417,7 +417,7 @@ def test_a_significantly_worse_version_is_refused(any_registered):
     with pytest.raises(
         PromotionRefused, match=r"v2 may not replace v1: accuracy 0.86 \[.*\] against 1 \[.*it is signif"
     ):
-        registry.transition_model_stage(2, "Production", reason="looks better")
+        registry.transition_model_stage(2, "Production", reason="tuned")
     assert registry.history().equals(before)
     result = registry.check_promotion(2)
     assert result

@@ -36,7 +36,7 @@ CHANGING = {
 
 
 def steps():
-    """Each command, and each happening, with the text below it."""
+    """Each command, and each event, with the text below it."""
     for block in re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         parts = re.split(r"^(# .*|\$ .*)\n", block, flags=re.MULTILINE)
         assert parts[0] == ""

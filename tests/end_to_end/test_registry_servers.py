@@ -1,4 +1,4 @@
-"""The registry on a server that asks who is there: somebody who may write, somebody who may only read, nobody."""
+"""The registry on a server with authentication: a user with write access, one with read access, unknown users."""
 
 from collections.abc import Callable
 
@@ -115,7 +115,7 @@ def test_a_user_with_read_access_changes_nothing(annas, monkeypatch, log_colour_
 
 
 @pytest.mark.parametrize(
-    ("user", "password"), [("", ""), ("anna", ""), ("anna", "a wrong one"), ("nobody", "the password of nobody")]
+    ("user", "password"), [("", ""), ("anna", ""), ("anna", "a wrong one"), ("unknown", "a password")]
 )
 def test_an_unknown_user_is_refused(server, monkeypatch, user, password):
     be(monkeypatch, user, password)

@@ -112,9 +112,9 @@ def test_a_missing_bundle_differs_from_an_unreachable_store(logged):
     with pytest.raises(BundleError) as caught, download(client, location):
         pass
     assert str(caught.value) == f"the bundle is gone: nothing is at {location}"
-    nobody = MlflowClient(f"http://127.0.0.1:{free_port()}")
+    unreachable = MlflowClient(f"http://127.0.0.1:{free_port()}")
     location = "mlflow-artifacts:/1/models/m-1/artifacts"
-    with pytest.raises(TrackingError) as caught, download(nobody, location):
+    with pytest.raises(TrackingError) as caught, download(unreachable, location):
         pass
     assert str(caught.value) == f"cannot fetch the bundle from {location}: connection refused"
 

@@ -1,4 +1,4 @@
-"""Whose bundle a version is that another tool registered; how it is adopted is in tests/test_model_registry.py."""
+"""The bundle of a version that another tool registered; how it is adopted is in tests/test_model_registry.py."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

@@ -14,7 +14,7 @@ NOTHING = Baseline(("blue", "green", "red"), np.zeros((0, 3)), np.zeros(0))
 
 
 class Clock:
-    """Goes on only when it is told to."""
+    """A clock that advances on demand."""
 
     def __init__(self):
         self.seconds = 0.0

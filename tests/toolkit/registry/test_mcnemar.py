@@ -16,7 +16,7 @@ COUNTS = st.builds(PairedCounts, *[st.integers(0, 40)] * 4)
 
 
 def baseline(right, labels=None, first=0, classes=CLASSES, hashes=True):
-    """A baseline whose images number from ``first``, classified rightly where ``right`` has a 1."""
+    """A baseline with images numbered from ``first``, classified correctly where ``right`` has a 1."""
     truth = np.array([int(label) for label in labels or "0" * len(right)])
     answers = np.where([result == "1" for result in right], truth, 1 - truth)
     names = np.array([f"image {first + index}" for index in range(len(right))])

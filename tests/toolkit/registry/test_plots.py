@@ -55,7 +55,7 @@ def ends(axes):
     return [(text.xy[0], text.get_text()) for text in axes.texts if getattr(text, "xycoords", "") == "data"]
 
 
-def beside(axes):
+def notes(axes):
     """What is written to the right of a chart, from top to bottom, below the heading."""
     lines = [text for text in axes.texts if getattr(text, "xycoords", "") == ("axes fraction", "data")]
     return [text.get_text() for text in sorted(lines, key=lambda text: text.xy[1]) if text.xy[1] >= 0]
@@ -96,7 +96,7 @@ def test_accuracies_have_wilson_intervals():
     assert np.allclose(segments(axes), expected)
     (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert list(dashed.get_xdata()) == [0.5, 0.5]
-    assert beside(axes) == ["0.500 of 4", "0.750 of 4"]
+    assert notes(axes) == ["0.500 of 4", "0.750 of 4"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["v1", "v2"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first version is the topmost"
 
@@ -108,13 +108,13 @@ def test_lost_and_gained_are_diverging_bars():
     axes = chart(figure, "images lost and gained against v1")
     assert bars(axes) == [(1, -2, ORANGE), (1, 6, BLUE)]
     assert ends(axes) == [(-2, "−2"), (6, "+6")]
-    assert beside(axes) == [f"p = {2 * (1 + 8 + 28) / 2**8:.3f}, 10 shared"]
+    assert notes(axes) == [f"p = {2 * (1 + 8 + 28) / 2**8:.3f}, 10 shared"]
 
 
 def test_a_tiny_p_value_is_not_zero():
     one = baseline("1", "0")
     pairs = [Column("v1", one, None), Column("v2", one, PairedCounts(gained=400, both=900))]
-    assert beside(chart(comparison_figure(pairs), "images lost")) == ["p < 0.001, 1,300 shared"]
+    assert notes(chart(comparison_figure(pairs), "images lost")) == ["p < 0.001, 1,300 shared"]
 
 
 def test_a_single_version_has_no_disagreements():
@@ -138,7 +138,7 @@ def test_cells_have_accuracy_and_colour_of_the_difference():
     colours = [to_hex(colour) for colour in axes.images[0].to_rgba(np.array([-0.5, 0.5]))]
     assert colours == [ORANGE, BLUE]
     assert axes.get_xlabel() == "orange: below v1, blue: above\nfull colour at a difference of 0.50"
-    assert beside(axes) == ["2", "2", "1"]
+    assert notes(axes) == ["2", "2", "1"]
 
 
 def test_a_small_difference_has_a_faint_colour():
@@ -149,7 +149,7 @@ def test_a_small_difference_has_a_faint_colour():
 
 def test_differing_numbers_of_images_are_a_range():
     figure = comparison_figure(columns(baseline("111", "001"), baseline("1111", "0000"), NOTHING))
-    assert beside(chart(figure, "accuracy by class")) == ["2–4", "1"]
+    assert notes(chart(figure, "accuracy by class")) == ["2–4", "1"]
 
 
 def test_the_most_different_classes_are_drawn():
@@ -173,7 +173,7 @@ def test_classes_of_a_single_version_are_points_with_intervals():
     assert np.allclose(
         segments(axes), [[(end, y) for end in share_score(r, n)[1:]] for y, (r, n) in enumerate([(2, 3), (2, 2)])]
     )
-    assert beside(axes) == ["3", "2"]
+    assert notes(axes) == ["3", "2"]
     assert axes.get_xlim()[1] < 1.1
 
 
@@ -239,8 +239,8 @@ def written(figure):
 
 def test_versions_without_images():
     figure = drawn(comparison_figure(columns(NOTHING, baseline("11", "01"), NOTHING)))
-    assert beside(chart(figure, "accuracy, 95 %")) == ["no images", "1.000 of 2", "no images"]
-    assert beside(chart(figure, "images lost")) == ["no shared images", "no shared images"]
+    assert notes(chart(figure, "accuracy, 95 %")) == ["no images", "1.000 of 2", "no images"]
+    assert notes(chart(figure, "images lost")) == ["no shared images", "no shared images"]
     assert [text.get_text() for text in chart(figure, "v1").texts] == ["no images"]
     assert not [line for line in chart(figure, "accuracy, 95 %").lines if line.get_linestyle() == "--"]
     alone = drawn(comparison_figure(columns(NOTHING)))

@@ -1,4 +1,4 @@
-"""Who may go into Production: decisions worked out by hand, and how often chance decides."""
+"""The promotion gate: decisions worked out by hand, and how often chance decides."""
 
 import json
 from dataclasses import replace

@@ -72,7 +72,7 @@ def new_model(client):
 
 
 class DyingClient:
-    """A client whose process dies instead of making its n-th write."""
+    """A client that dies instead of making its n-th write."""
 
     def __init__(self, client, writes):
         self._client, self.left = client, writes
@@ -105,12 +105,12 @@ class StagelessClient:
 
 def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model):
     model = new_model()
-    model.move(1, "Staging", "looks good")
+    model.move(1, "Staging", "tested")
     model.move(1, "Production", "passed")
     model.move(2, "Production", "better")
     assert model.read() == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
     assert model.log() == [
-        (1, "None", "Staging", "looks good"),
+        (1, "None", "Staging", "tested"),
         (1, "Staging", "Production", "passed"),
         (2, "None", "Production", "better"),
         (1, "Production", "Archived", "replaced by v2"),

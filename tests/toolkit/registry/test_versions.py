@@ -59,7 +59,7 @@ def test_tags_of_other_tools_are_ignored():
     version = read_version(
         entity(
             metrics="[1, 2]",
-            **{"transition.yesterday": "{}", "transition.2026-05-01T09:00:00Z": "no JSON", good.key: good.to_json()},
+            **{"transition.invalid": "{}", "transition.2026-05-01T09:00:00Z": "no JSON", good.key: good.to_json()},
         )
     )
     assert version.metrics == {}

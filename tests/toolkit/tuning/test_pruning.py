@@ -64,7 +64,7 @@ def test_the_noise_of_a_fold_is_at_least_one_image():
 @budget(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=2, max_size=5), st.lists(st.integers(0, 40), min_size=1, max_size=8))
 def test_the_noise_of_folds_is_their_spread_or_a_step(accuracies, curve):
-    """Of folds of 40 images, whose curves are all alike but for their last epochs."""
+    """For folds of 40 images with curves that differ in their last epochs only."""
     curves = [[*(min(right, last) for right in curve), last] for last in accuracies]
     steps = [abs(one - other) for some in curves for one in some for other in some if one != other]
     incumbent = Incumbent(0, tuple(tuple(right / 40 for right in some) for some in curves), epochs=9)
@@ -131,7 +131,7 @@ def test_a_trial_out_of_reach_could_not_have_won(data, incumbent):
 @budget(deadline=None)
 @given(st.data(), incumbents())
 def test_pruning_by_the_worst_fold_or_by_chance(data, incumbent):
-    """The other way round: whoever perfect folds would make the winner goes on while chance could make it one."""
+    """Conversely, a trial that perfect folds would make the best continues while chance could do so."""
     folds = len(incumbent.curves)
     so_far = data.draw(st.lists(some_accuracies, min_size=1, max_size=folds - 1))
     assume(fmean([*so_far, *[1.0] * (folds - len(so_far))]) > fmean(incumbent.accuracies))
@@ -173,7 +173,7 @@ def test_a_trial_as_good_in_every_fold_is_not_pruned(data, incumbent):
 
 
 def test_a_curve_is_pruned_when_two_epochs_agree():
-    """With the incumbent's schedule of 8 epochs looks count from epoch 2, where its worst fold had 0.4, on."""
+    """With the incumbent's schedule of 8 epochs, epochs count from 2 on, where its worst fold had 0.4, on."""
     assert epochs_until_pruned([0.0, 0.3, 0.4], 8, INCUMBENT) == 3
     assert prune_after_epoch([0.0, 0.3, 0.4], 8, INCUMBENT) == (
         "in fold 1 after epoch 3 of 8: 0.4000 is below 0.5000, the lowest of the folds of trial 5 by then"

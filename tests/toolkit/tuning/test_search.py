@@ -37,7 +37,7 @@ ONE_POINT = {"epochs": Choice((5,)), "optimizer": Choice(("adam",))}
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
 
 
-# --- a pool whose work is known beforehand ------------------------------------------------------
+# --- a pool with known work ---------------------------------------------------------------------
 
 
 class Clock:

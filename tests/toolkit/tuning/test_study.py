@@ -52,14 +52,14 @@ def ended(proposal, accuracy, state="complete", reason=""):
 
 
 def run_trial(study, accuracy, state="complete"):
-    """Ask and tell once."""
+    """Propose a trial and record its result."""
     trial = ended(study.ask(), accuracy, state)
     study.tell(trial)
     return trial
 
 
 def run(study, trials, score):
-    """Ask and tell; a score of None is a failed trial."""
+    """Propose and record trials; a score of None is a failed trial."""
     points = []
     for _ in range(trials):
         proposal = study.ask()
@@ -80,7 +80,7 @@ def wanted(point):
 
 
 def losses(study):
-    """What Hyperopt was told, in the order of proposal; infinity where there is no loss."""
+    """The losses in Hyperopt, in the order of proposal; infinity without a loss."""
     documents = sorted(study._history.trials, key=lambda document: document["tid"])
     return [document["result"].get("loss", math.inf) for document in documents]
 
@@ -152,12 +152,12 @@ def test_a_short_search_is_not_purely_random(planned, random):
     assert default_startup_trials(planned) == random
 
 
-@pytest.mark.parametrize("start_up", [3, 8])
-def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(start_up):
+@pytest.mark.parametrize("startup", [3, 8])
+def test_a_proposal_depends_on_the_results_before_it_after_the_random_start(startup):
     scores = (wanted, lambda point: 1 - wanted(point))
-    good, bad = (run(Study(StudyConfig(FULL, 3, start_up)), start_up + 4, score) for score in scores)
-    assert good[:start_up] == bad[:start_up]
-    assert good[start_up] != bad[start_up]
+    good, bad = (run(Study(StudyConfig(FULL, 3, startup)), startup + 4, score) for score in scores)
+    assert good[:startup] == bad[:startup]
+    assert good[startup] != bad[startup]
 
 
 def test_failing_settings_are_proposed_less_often():
@@ -175,8 +175,8 @@ def test_learning_beats_chance():
     gained = []
     for seed in range(10):
         learning, random = (
-            max(map(wanted, run(Study(StudyConfig(space, seed, start_up, prune=False)), 40, wanted)))
-            for start_up in (default_startup_trials(40), RANDOM_ONLY)
+            max(map(wanted, run(Study(StudyConfig(space, seed, startup, prune=False)), 40, wanted)))
+            for startup in (default_startup_trials(40), RANDOM_ONLY)
         )
         gained.append(learning - random)
     assert np.mean(gained) > 0.02
@@ -246,7 +246,7 @@ def test_a_study_of_failures_continues():
     assert losses(study) == [math.inf] * 12
 
 
-# --- what Hyperopt is told ----------------------------------------------------------------------
+# --- losses in Hyperopt -------------------------------------------------------------------------
 
 
 def test_a_pruned_trial_has_a_higher_loss_than_the_best():
@@ -295,7 +295,7 @@ def test_no_pruned_trial_has_the_loss_of_the_best(ends):
     assert min(losses(study)) == 1 - study.best.mean_accuracy
 
 
-# --- racing -------------------------------------------------------------------------------------
+# --- pruning ------------------------------------------------------------------------------------
 
 
 def test_a_proposal_carries_the_incumbent():
@@ -309,7 +309,7 @@ def test_a_proposal_carries_the_incumbent():
     fourth = study.ask()
     assert fourth.incumbent == third.incumbent, "a pruned trial is never the incumbent"
     study.tell(ended(third, 0.75))
-    assert study.under_way[3].incumbent == third.incumbent, "who is under way keeps his"
+    assert study.under_way[3].incumbent == third.incumbent, "a running trial keeps its incumbent"
     assert study.ask().incumbent == Incumbent(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
 
 
@@ -456,13 +456,13 @@ def test_earlier_trials_outside_the_space_are_left_out():
         )
 
 
-# --- taken up again -----------------------------------------------------------------------------
+# --- resumed ------------------------------------------------------------------------------------
 
 ENDS = {"complete": 0.6, "pruned": 0.25, "failed": 0.15}
 
 
 def worked(study, count, random):
-    """Up to two trials under way at a time, which end in any order and in any way; some are never told of."""
+    """Up to two running trials at a time, which end in any order and state; some never end."""
     proposals = []
     while len(proposals) < count:
         if len(study.under_way) < 2 and random.random() < 0.7:

@@ -15,7 +15,7 @@ SETTINGS = {"model_type": "resnet18", "learning_rate": 3.0000000000000004e-05, "
 
 
 def fold(*curve, seconds=2.0, images=80):
-    """One whose validation accuracy went this way."""
+    """A fold with this validation accuracy."""
     epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
     return Fold(epochs, 1 + int(np.argmax(curve)), seconds, images)
 
