@@ -43,15 +43,15 @@ class LabelledImage:
 def read_labelled(folder: Path) -> list[LabelledImage]:
     """The images in a folder with one sub-folder a class.
 
-    Files count by their endings; what is in sub-folders of a class belongs to it; hidden files and
-    folders of programs do not count. Where ``train/``, ``val/`` and ``test/`` are above the classes,
-    under these or other names (``toolkit.images.folders.PART_NAMES``), only the last is taken, and that is
-    said: versions may have been trained on the others.
+    Files count by suffix; those in sub-folders of a class belong to it; hidden files and folders of programs
+    do not count. Where ``train/``, ``val/`` and ``test/`` are above the classes, under these or other names
+    (``toolkit.images.folders.PART_NAMES``), only the last is read, with a message: versions may have been
+    trained on the others.
 
     Parameters
     ----------
     folder
-        Such as ``photos``, with ``photos/cat/1.jpg`` and ``photos/dog/1.png`` in it.
+        A folder such as ``photos``, with ``photos/cat/1.jpg`` and ``photos/dog/1.png`` in it.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def read_labelled(folder: Path) -> list[LabelledImage]:
     ...         path = Path(photos, name)
     ...         path.parent.mkdir(exist_ok=True)
     ...         path.touch()
-    ...     [(image.of, image.path.name) for image in read_labelled(Path(photos))]
+    ...     [(image.label, image.path.name) for image in read_labelled(Path(photos))]
     [('cat', '2.jpg'), ('dog', '1.png')]
     """
     try:

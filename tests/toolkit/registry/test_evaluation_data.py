@@ -33,7 +33,7 @@ def fill(folder, *names, data=b""):
 
 
 def listed(folder):
-    return [(image.of, str(image.path.relative_to(folder))) for image in read_labelled(folder)]
+    return [(image.label, str(image.path.relative_to(folder))) for image in read_labelled(folder)]
 
 
 def bundle(card=None, strength=8.0, program=None):
@@ -72,10 +72,10 @@ def test_other_names_of_parts_and_unicode_forms_of_classes(tmp_path):
     names = ("seg_train/seg_train/e\u0301te\u0301/1.png", "seg_test/seg_test/e\u0301te\u0301/2.png", "__MACOSX/._1.png")
     folder = fill(tmp_path / "photos", *names)
     (image,) = read_labelled(folder)
-    assert (image.of, image.path.name) == ("été", "2.png")
+    assert (image.label, image.path.name) == ("été", "2.png")
     latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/latin"))
     fill(latin, os.fsdecode(b"caf\xe9/1.png"), os.fsdecode(b"a\nb/2.png"))
-    assert [image.of for image in read_labelled(latin)] == ["a\\nb", "caf\\xe9"]
+    assert [image.label for image in read_labelled(latin)] == ["a\\nb", "caf\\xe9"]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_predictions_are_those_of_single_images(colour_folder):
     for model, found in zip((good, weak), answers, strict=True):
         names = model.card.classes
         assert found.classes == names
-        assert found.labels.tolist() == [names.index(image.of) for image in labelled]
+        assert found.labels.tolist() == [names.index(image.label) for image in labelled]
         contents = [image.path.read_bytes() for image in labelled]
         assert found.hashes.tolist() == [hashlib.sha256(data).hexdigest() for data in contents]
         one_by_one = [
@@ -184,7 +184,7 @@ def test_broken_images_are_skipped_and_the_first_are_named(colour_folder, capsys
     assert answers.size == 119
     (line,) = capsys.readouterr().out.splitlines()
     gone, noise, empty = colour_folder / "blue/0.png", colour_folder / "blue/a.png", colour_folder / "green/empty.jpg"
-    assert line.startswith(f"skipped 5 images: {gone}: it cannot be read: No such file or directory; {noise}: not a ")
+    assert line.startswith(f"skipped 5 images: {gone}: it cannot be read: No such file or directory; {noise}: not an ")
     assert line.endswith(f"; {empty}: the file is empty; and 2 more")
 
 

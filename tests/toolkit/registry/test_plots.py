@@ -264,5 +264,5 @@ def test_long_names_and_dollar_signs():
 
 @pytest.mark.parametrize("count", [0, 11])
 def test_too_few_and_too_many_versions_are_refused(count):
-    with pytest.raises(SettingsError, match=rf"^a figure compares 1 to 10 versions, got {count}$"):
+    with pytest.raises(SettingsError, match=rf"^a plot compares 1 to 10 versions, got {count}$"):
         comparison_figure([Column("v", NOTHING, None)] * count)
