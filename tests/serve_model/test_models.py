@@ -61,7 +61,7 @@ def test_a_model_that_another_tool_promoted_is_served(registered, tmp_path):
         assert served.client.get("/model-info").json()["digest"] == digest
         assert (tmp_path / "copies" / registered.name / "Production" / digest).is_dir()
         assert served.client.get("/health").json()["registry"]["contradiction"] == (
-            "MLflow's own stage puts v1 into None, and the alias 'production', which counts, into Production; to mend"
+            "MLflow's own stage puts v1 into None, and the alias 'production', which counts, into Production; to repair"
             " that: python model_registry.py promote 1 Production"
         )
         registered.registry.transition_model_stage(1, "Production")
@@ -114,7 +114,7 @@ def test_a_confirmed_large_drop_of_accuracy_rolls_back(registered, tmp_path, rec
             found = {"prediction_id": answer["prediction_id"], "label": wrong, "source": "audit"}
             assert served.client.post("/feedback", json=found).status_code == 200
         wait_until(lambda: get("/model-info").json()["version"] != bad)
-        [reason] = [text for text in registered.registry.history()["why"] if "by itself: " in str(text)]
+        [reason] = [text for text in registered.registry.history()["reason"] if "by itself: " in str(text)]
         assert "by itself: ACCURACY 100 -> 0 % since " in reason
         assert "Next:" not in reason
         served.predict()
