@@ -242,6 +242,9 @@ def test_a_reload_reaches_all_processes_and_one_converts(two_workers):
 
 def test_a_killed_process_is_replaced_and_no_count_falls(two_workers):
     before, pids = two_workers.metrics(), two_workers.pids()
+    made = sum(before[0]["predictions"]["2"].values())
+    with ModelMonitor(two_workers.service.errors.parent / "monitoring.db", model_version="2") as monitor:
+        wait_until(lambda: monitor.calculate_metrics("long")["n"] == made)  # what waits to be stored dies with it
     os.kill(min(pids), signal.SIGKILL)
     wait_until(lambda: min(pids) not in two_workers.pids())
     for _ in range(4):  # the other one answers on

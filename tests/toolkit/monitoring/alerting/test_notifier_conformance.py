@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from support.webhook_receiver import Receiver
-from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
+from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers, logger
 from toolkit.monitoring.alerting.webhook import WebhookNotifier
 
 LONG = 60  # seconds after which a test gives up
@@ -40,13 +40,21 @@ class Kept(Notifier):
 
 @contextmanager
 def log(caplog, deliver, others):
+    class Kept(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
     def arrived():
-        messages = [record.getMessage() for record in caplog.records]
         return [(re.findall(r"alert-\d+", text)[0], re.findall("raised|escalated|reminder|cleared", text)[0])
                 for text in messages]  # fmt: skip
 
-    with caplog.at_level(logging.INFO):
+    messages, handler = [], Kept()
+    logger.addHandler(handler)
+    logger.propagate = False  # pytest-xdist cannot send a captured log that holds a lone surrogate
+    with caplog.at_level(logging.INFO, logger.name):
         yield Notifiers({"it": LogNotifier(), **others}), arrived
+    logger.propagate = True
+    logger.removeHandler(handler)
 
 
 @contextmanager
