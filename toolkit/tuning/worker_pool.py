@@ -228,6 +228,7 @@ def main() -> None:
     sys.path[:] = setup["path"]
     while request := parent.receive():
         _run(setup["work"], request["key"], request["task"], parent)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would interrupt the exit of the interpreter with a traceback
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> NoReturn:
