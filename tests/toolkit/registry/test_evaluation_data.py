@@ -86,7 +86,7 @@ def test_other_names_of_parts_and_unicode_forms_of_classes(tmp_path):
         (("cat/notes.txt",), "the folder {folder} holds no images in sub-folders; their names end in .avif, .bmp, "),
         (("train/cat/1.png", "val/cat/1.png"), "the folder {folder} holds train, val and no test with folders "),
         (("test/1.png", "train/2.png"), "the folder {folder} holds only 'test' and 'train', and no folders in there, "),
-        (("test/cat/1.png", "dog/1.png"), "the folder {folder} holds 'dog' beside 'test', so what is a class is "),
+        (("test/cat/1.png", "dog/1.png"), "the folder {folder} holds 'dog' next to 'test', so what is a class is "),
     ],
 )
 def test_a_folder_that_cannot_be_used(tmp_path, names, message):

@@ -167,7 +167,7 @@ def test_only_experiment(own_client):
     with pytest.raises(RegistryError) as caught:
         only_experiment(own_client)
     assert str(caught.value) == (
-        "several experiments hold models: my own, training; say which: register --experiment-name 'my own' or"
+        "several experiments hold models: my own, training; choose one: register --experiment-name 'my own' or"
         " register --experiment-name training"
     )
     log_run(own_client, "hyperopt_tuning", "model", role="study", mean_cv_accuracy=0.9)

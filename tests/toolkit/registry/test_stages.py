@@ -190,7 +190,7 @@ def test_two_production_versions_of_mlflow_are_repaired(client, new_model):
     model.stages._show(2, "Staging")
     client.set_model_version_tag(model.name, "3", "stage", "Production")
     assert sorted(model.stages.repair()) == [
-        "v2 had been left half-way and is in None now",
+        "v2 was left half-way and is in None now",
         "v3 had been left half-way and is in Archived now",
     ]
     model.assert_whole()
