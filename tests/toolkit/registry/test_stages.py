@@ -191,7 +191,7 @@ def test_two_production_versions_of_mlflow_are_repaired(client, new_model):
     client.set_model_version_tag(model.name, "3", "stage", "Production")
     assert sorted(model.stages.repair()) == [
         "v2 was left half-way and is in None now",
-        "v3 had been left half-way and is in Archived now",
+        "v3 was left half-way and is in Archived now",
     ]
     model.assert_whole()
     assert model.read() == {1: "Production", 2: "None", 3: "Archived", 4: "None"}
