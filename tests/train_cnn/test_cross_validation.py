@@ -85,7 +85,7 @@ def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked)
     (run,) = place.runs("folds again")
     while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases:
         first.go_on()
-        time.sleep(0.02)
+        time.sleep(0.005)  # of a fold that takes some tenths of a second
         first.pause()
     refused = started("--resume", run.info.run_id).end()
     reason = f"run {run.info.run_id} is being trained by process {first.pid}; wait for it or stop it"
