@@ -49,7 +49,7 @@ from toolkit.monitoring.base.timestamps import TimeLike, to_timestamp, to_timest
 
 
 class MonitorSettings(ScriptSettings):
-    """Which store, and which model version in it."""
+    """The store, and the model version in it."""
 
     model_config = environment("MONITORING_")
 
@@ -143,7 +143,7 @@ def _typed() -> BaseModel:
     """The subcommand, by the command line and the environment."""
     command = subcommand(parse(_Commands, __doc__))
     if command is None:
-        raise SettingsError("say what to do: report, alerts, labels, export or replay; see --help")
+        raise SettingsError("a subcommand is required: report, alerts, labels, export, replay; see --help")
     return command
 
 

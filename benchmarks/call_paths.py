@@ -108,7 +108,7 @@ class CallTrace:
 
 
 class PathSize(NamedTuple):
-    """How much code a way passes."""
+    """Amount of code on a call path."""
 
     files: int
     functions: int

@@ -1,4 +1,4 @@
-"""What watching costs: time of the thread that answers, of a report, of an import; memory of what is counted."""
+"""Costs of monitoring: time of the thread that answers, of a report, of an import; memory of what is counted."""
 
 import sqlite3
 import subprocess
@@ -187,7 +187,7 @@ def _of_counts(baseline: Baseline, stream: Predictions, repeats: int) -> float:
 
 
 def memory(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
-    """What is kept of a version in memory, with full windows."""
+    """Memory that a version needs with full windows."""
     del repeats  # the same each time
     held: dict[str, float] = {}
     tracemalloc.start()

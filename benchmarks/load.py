@@ -27,7 +27,7 @@ LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Answer(NamedTuple):
-    """What became of one request."""
+    """Outcome of one request."""
 
     began: float  # s on the monotonic clock, which all processes share; when it was due, of arrivals at a rate
     seconds: float  # from then to the answer's last byte
@@ -35,12 +35,12 @@ class Answer(NamedTuple):
 
     @property
     def ended(self) -> float:
-        """When the answer was there, in s on the same clock."""
+        """End of the response, in s on the same clock."""
         return self.began + self.seconds
 
 
 class LoadMetrics(NamedTuple):
-    """What a load comes to."""
+    """Summary of a load."""
 
     rate: float  # answered requests/s
     median: float  # ms of those that were answered

@@ -90,7 +90,7 @@ WINDOW = 1_000
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """Amount of work to measure."""
 
     images: int  # unseen ones, at most
     predictions: int  # listened to for false alarms
@@ -227,7 +227,7 @@ def _power_claims(found: Results, clean: Results) -> Claims:
 
 
 def _most_errors(windows: int) -> float:
-    """What a test at 0.05 may seem to be wrong by chance."""
+    """Largest number of errors of a test at 0.05 that chance explains."""
     return ERRORS + 2 * math.sqrt(ERRORS * (1 - ERRORS) / windows)
 
 
@@ -235,7 +235,7 @@ def _most_errors(windows: int) -> float:
 
 
 def delay(images: Seen, plan: Plan) -> Claims:
-    """From a change to the alarm, with labels and without."""
+    """Delay from a change to the alarm, with labels and without."""
     return _delay_of_labels(plan) | _delay_of_answers(images, plan)
 
 

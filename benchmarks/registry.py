@@ -110,7 +110,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """Amount of work to measure."""
 
     rounds: int
 
@@ -161,7 +161,7 @@ def measure(uri: str, plan: Plan) -> Claims:
 
 
 def alone(work: Callable[..., Any], *words: str) -> Any:
-    """What comes of work in a process of its own."""
+    """Result of work in a process of its own."""
     with ProcessPoolExecutor(1, CONTEXT) as pool:
         return pool.submit(work, *words).result()
 
@@ -202,7 +202,7 @@ def _check(name: str, answer: Any, uri: str) -> None:
 
 
 def claims_of(medians: Mapping[tuple[str, str], Reading], measured: str) -> Claims:
-    """What is claimed."""
+    """Claims, by name."""
 
     def claim(value: float, goal: float, about: str) -> Claim:
         return Claim(value, goal, "lower", f"{_described(about)}, {measured}")
@@ -248,7 +248,7 @@ def _described(about: str) -> str:
 
 
 def _command_line(uri: str, plan: Plan) -> str:
-    """How long the script takes, the start of Python and all imports included."""
+    """Duration of the script, including the start of Python and all imports."""
     commands = {
         "python model_registry.py list": ["model_registry.py", "--tracking-uri", uri, "list"],
         "its imports": ["-c", "import model_registry"],
@@ -311,7 +311,7 @@ def data_frame(uri: str, experiment: str) -> int:
 
 
 def one_run(uri: str, experiment: str) -> int:
-    """A user of MLflow's searches, who takes the first result unchecked."""
+    """Use of MLflow's searches that takes the first result unchecked."""
     client = MlflowClient(uri, uri)
     query, order = f"tags.{DIGEST_TAG} != ''", [f"metrics.{METRIC} DESC"]
     return _register(client, client.search_runs([_id_of(client, experiment)], query, order_by=order, max_results=1)[0])
@@ -334,7 +334,7 @@ def list_ours(uri: str, model: str) -> list[Any]:
 
 
 def list_versions(uri: str, model: str) -> list[Any]:
-    """What MLflow keeps of them, but for the aliases."""
+    """Versions as MLflow lists them, without aliases."""
     return list(MlflowClient(uri, uri).search_model_versions(f"name = '{model}'"))
 
 

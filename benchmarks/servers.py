@@ -96,7 +96,7 @@ SERVERS = {
 
 @dataclass(frozen=True)
 class Place:
-    """What all contestants share.
+    """Settings that all contestants share.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class Place:
     sender: Executor
 
     def send(self, load: Callable[..., list[Answer]], *words: Any, **named: Any) -> list[Answer]:
-        """What becomes of a load."""
+        """Responses to a load."""
         return self.sender.submit(load, *words, **named).result()
 
     def requests(self, name: str) -> dict[str, list[bytes]]:
@@ -274,7 +274,7 @@ def reload(server: Served, number: int) -> None:
 
 
 def engine_of(server: Served) -> str:
-    """What runs the program in our service."""
+    """Name of the engine in our service."""
     with urllib.request.urlopen(f"http://{HOST}:{server.port}/model-info", timeout=READY_SECONDS) as answer:
         return str(json.load(answer)["engine"])
 

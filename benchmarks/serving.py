@@ -88,7 +88,7 @@ PROVED, BACK = 30.0, 1.0  # s until a version serves under full load: one that n
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """Amount of work to measure."""
 
     rounds: int
     seconds: float  # of one load
@@ -344,7 +344,7 @@ def swap_to(number: int, place: Place, server: Served) -> tuple[Span, Span]:
 
 
 def memory(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
-    """What the service holds after few requests and reloads, and after many more."""
+    """Memory of the service after few requests and reloads, and after many more."""
     sizes = []
     versions = _alternating(plan.few[1] + plan.many[1])
     with running(OURS, place, watching=False) as server:
@@ -367,7 +367,7 @@ def held(process: psutil.Process) -> int:
 
 
 def starts(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
-    """How long the service takes until it is ready; the first time it may have a model to convert."""
+    """Time until the service is ready; the first start may have a model to convert."""
     seconds = []
     for _round in range(1 + plan.starts):
         with running(OURS, place) as server:

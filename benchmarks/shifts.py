@@ -111,7 +111,7 @@ class Seen:
 
     @property
     def reference_size(self) -> int:
-        """As many images as a baseline holds at most, or half of those that there are."""
+        """Size of the reference: at most that of a baseline, or half of the images."""
         return min(10_000, len(self) // 2)
 
     def split(self, generator: np.random.Generator) -> tuple[Baseline, NDArray[np.int64]]:
@@ -194,7 +194,7 @@ def write_idx(folder: Path, part: str, pixels: NDArray[np.uint8], labels: NDArra
 
 
 def trained(scratch: Path, side: int, epochs: int) -> Bundle:
-    """What train_cnn.py makes of the images in ``data``."""
+    """Bundle that train_cnn.py trains on the images in ``data``."""
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/mlflow.db", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, ROOT / "train_cnn.py", "--data", scratch / "data", "--cache-dir", scratch / "cache"]
     flags = {"--image-size": side, "--epochs": epochs, "--batch-size": 64, "--checkpoint-dir": scratch / "checkpoints"}
@@ -209,7 +209,7 @@ def trained(scratch: Path, side: int, epochs: int) -> Bundle:
 
 
 def answered(bundle: Bundle, pixels: NDArray[np.uint8], change: Image, side: int) -> Answers:
-    """What the bundle's program says of grey images (N, H, W), changed and then enlarged to its size."""
+    """Probabilities for grey images (N, H, W), changed and then enlarged to the program's size."""
     torch.manual_seed(0)
     parts = []
     for start in range(0, len(pixels), BATCH_SIZE):

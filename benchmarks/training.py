@@ -107,7 +107,7 @@ VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 images of a class; the other
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """Amount of work to measure."""
 
     images: int
     rounds: int  # the first is not counted
@@ -127,7 +127,7 @@ class Album(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a contestant is to train."""
+    """Training task of a contestant."""
 
     network: str
     album: Album
@@ -219,7 +219,7 @@ def time_to_accuracy(laps: dict[str, list[Lap]], name: str) -> float:
 
 
 def memory_growth(album: Album) -> tuple[int, int]:
-    """How many bytes more a training holds at its peak with twice the images, and the bytes that these have."""
+    """Growth of the peak memory with twice the images, and the size of these, both in bytes."""
     small, large = (
         Task("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH) for chosen in (album, doubled(album))
     )
@@ -426,7 +426,7 @@ def in_memory(task: Task, turns: Turns) -> None:
 
 
 def matrix_products(task: Task, turns: Turns) -> None:
-    """How long an epoch's operations would take at the rate of large matrix products in the project's precision."""
+    """Duration of an epoch's operations at the rate of large matrix products in the project's precision."""
     left, right = torch.randn(2, MATRIX, MATRIX, dtype=Device.choose().dtype)
     network = _network(task)
     with FlopCounterMode(display=False) as counter:

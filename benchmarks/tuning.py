@@ -94,7 +94,7 @@ TWO_AT_A_TIME = 0.75  # of the seconds of one at a time
 
 
 class Plan(NamedTuple):
-    """How much is measured."""
+    """Amount of work to measure."""
 
     digits: int  # of each of the ten
     photographs: int  # in all
@@ -120,7 +120,7 @@ JOB = TypeAdapter(Job)
 
 
 class Found(NamedTuple):
-    """What came of a job: each contestant's trials, and those that ours had cut, in full."""
+    """Results of a job: each contestant's trials, and our pruned trials run in full."""
 
     job: Job
     searches: dict[str, list[Trial]]
@@ -133,13 +133,13 @@ class Found(NamedTuple):
 
     @classmethod
     def from_json(cls, job: Job, values: Mapping[str, Any]) -> "Found":
-        """What ``json`` was of."""
+        """Read back what ``json`` gave."""
         searches = {name: [*map(Trial.from_json, trials)] for name, trials in values["searches"].items()}
         return cls(job, searches, [*map(Trial.from_json, values["full_runs"])])
 
     @property
     def plains_best(self) -> Trial:
-        """Of all contestants, the one that the others are compared with."""
+        """The contestant that the others are compared with."""
         return max((trial for trial in self.searches[PLAIN] if trial.state == "complete"), key=_accuracy)
 
     @property
@@ -148,17 +148,17 @@ class Found(NamedTuple):
         return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), MIN_ERROR)
 
     def images(self, name: str) -> int:
-        """That a contestant passed through training."""
+        """Images that a contestant passed through training."""
         return sum(trial.images for trial in self.searches[name])
 
     def to_target(self, name: str) -> float:
-        """That it passed through training until it had plain's best within one standard error."""
+        """Images through training until plain's best is reached within one standard error."""
         there = np.array(_so_far(self.searches[name])) >= self.plains_best.mean_accuracy - self.error
         costs = np.cumsum([trial.images for trial in self.searches[name]])
         return float(costs[there.argmax()]) if there.any() else NEVER
 
     def over(self, rival: str) -> float:
-        """What ours passed through training until then, over a rival's; one that never got there: over all of its."""
+        """Ratio of our images through training until then to a rival's; to all of them if it never got there."""
         return self.to_target(OURS) / min(self.to_target(rival), self.images(rival))
 
     def gain(self, name: str) -> float:
@@ -190,7 +190,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """From the command line; what is to be written can be."""
+    """Arguments of the command line; the output paths are writable."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer seeds, trials and images")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -323,7 +323,7 @@ def _standings(seeds: Sequence[Found]) -> str:
 
 
 def _audit(found: Sequence[Found]) -> str:
-    """By rule: how many trials were cut, how many of them would have been the best, and what cutting saved."""
+    """Count by rule of pruned trials, of those that would have been the best, and of what pruning saved."""
     rows = {name: np.zeros(4) for name in RULES}
     for one in found:
         best = _so_far(one.searches[OURS])
@@ -381,7 +381,7 @@ def plot(found: Sequence[Found]) -> Figure:
 
 
 def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], style: Mapping[str, Any]) -> None:
-    """From where all seeds have a complete trial until half of the searches are over, where a dot is."""
+    """Draw a line from the point where all seeds have a complete trial to a dot where half of the searches are over."""
     costs = [np.cumsum([trial.images for trial in trials]) for trials in searches]
     at = np.linspace(0, np.median([cost[-1] for cost in costs]), 500)
     lines: list[NDArray[np.float64]] = []
@@ -398,7 +398,7 @@ def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], style: Mapping[s
 
 
 def timed(plan: Plan, folder: Path) -> Claims:
-    """What a search spends on anything but training, and what a second process is worth."""
+    """Time that a search spends outside of training, and the gain of a second process."""
     base = {"preset": "quick", "weights": "none", "study_dir": folder / "studies", "cache_dir": folder / "cache"}
 
     def settings(**changed: Any) -> tuning.TuneSettings:

@@ -220,7 +220,7 @@ def blurred(image: Encoded) -> Encoded:
 
 
 def noisy(image: Encoded) -> Encoded:
-    """From a bad sensor; the noise depends on the image alone."""
+    """The noise of a bad sensor, which depends on the image alone."""
     noise = np.random.default_rng(list(image[-16:])).normal(0, NOISE, (8, 8))
     return change(image, lambda loaded: Image.fromarray((np.asarray(loaded) + noise).clip(0, 255).astype(np.uint8)))
 

@@ -296,7 +296,7 @@ def test_help_waits_for_no_slow_import_and_shows_readable_values(script, tmp_pat
         ("hyperopt_tuning", ["--folds", "1"], "--folds must be at least 2, got 1"),
         ("model_registry", [], "a subcommand is required: "),
         ("model_registry", ["promote", "1"], "STAGE"),
-        ("monitoring", [], "say what to do: "),
+        ("monitoring", [], "a subcommand is required: "),
         ("monitoring", ["alerts", "--since", "soon"], "--since must be a time such as "),
         ("monitoring", ["report", "--window", "wide"], "--window must be one of short, medium, long, got wide"),
         ("serve_model", ["--port", "-1"], "--port must be at least 0, got -1"),

@@ -109,11 +109,13 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "say what to do: report, alerts, labels, export or replay; see --help"),
+        ((), "a subcommand is required: report, alerts, labels, export, replay; see --help"),
         (("export", "a.txt"), "an export must end in .parquet or .csv, got a.txt"),
         (("alerts", "--acknowledge", "7"), "no alert 7 is active in sqlite:///monitoring.db"),
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
-        (("replay", "no.parquet"), "no.parquet can only be replayed with a baseline that holds images"),
+        (("replay", "no.parquet"), "no.parquet cannot be read: No such file or directory"),
+        (("replay", "one.csv"), "one.csv can only be replayed with a baseline that holds images"),
+        (("reprot",), "unknown subcommand reprot; there are: report, "),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
         (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),
@@ -125,6 +127,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, message):
+    Path("one.csv").write_text("time,predicted_class,confidence\n0,a,0.5\n")
     done = run(*words)
     assert done.returncode == 2
     assert done.stderr.startswith(f"monitoring.py: error: {message}")

@@ -73,7 +73,7 @@ class Baseline:
 
     @property
     def size(self) -> int:
-        """How many held-out images there are."""
+        """Number of held-out images."""
         return len(self.labels)
 
     @property

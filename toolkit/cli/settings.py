@@ -232,6 +232,9 @@ class _Parser(argparse.ArgumentParser):
             near = suggest(flags, flag).split(", ")[0]
             hint = f"did you mean {near}?" if _alike(flag, near) else "see --help"
             message = f"unknown argument {flag}; {hint}"
+        elif choice := re.fullmatch(r"argument \{.*\}: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = suggest(choice[2].replace("'", "").split(", "), choice[1])
+            message = f"unknown subcommand {choice[1]}; there are: {near}"
         raise SettingsError(message)
 
 

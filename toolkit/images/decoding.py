@@ -61,7 +61,7 @@ _LUMA = np.array([0.299 / 255, 0.587 / 255, 0.114 / 255], dtype=np.float32)  # I
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How large one image may be: ``max_bytes`` encoded, ``max_pixels`` decoded."""
+    """Largest size of one image: ``max_bytes`` encoded, ``max_pixels`` decoded."""
 
     max_bytes: int = 20 * 2**20
     max_pixels: int = 50_000_000

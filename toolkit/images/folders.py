@@ -237,7 +237,7 @@ def _plain(name: str) -> str:
 
 
 def _count(folder: Path) -> int:
-    """How many files are below a folder, without following links."""
+    """Number of files below a folder, without following links."""
     return sum(len(files) for _, _, files in os.walk(folder))
 
 

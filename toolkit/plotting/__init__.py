@@ -1,1 +1,1 @@
-"""What plots of several packages have in common: fonts < style."""
+"""Colours, axes and fonts of all plots: fonts < style."""

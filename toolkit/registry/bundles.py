@@ -83,7 +83,7 @@ def download(client: MlflowClient, location: str) -> Iterator[Path]:
 
 @contextmanager
 def download_cached(client: MlflowClient, location: str, digest: str, cache: Path | None) -> Iterator[Path]:
-    """As ``download``, through a folder of bundles by digest, where altered ones are downloaded again."""
+    """``download`` through a cache of bundles by digest, in which altered ones are downloaded again."""
     if cache is None or not digest:
         with download(client, location) as folder:
             yield folder

@@ -214,11 +214,11 @@ class Study:
 
     @property
     def since_best(self) -> int:
-        """How many trials have ended since the best one."""
+        """Number of trials that have ended since the best one."""
         return len(self.trials) - 1 - self.trials.index(self.best) if self.best else 0
 
     def count(self, state: str) -> int:
-        """How many trials have ended in a state."""
+        """Number of trials that have ended in a state."""
         return sum(trial.state == state for trial in self.trials)
 
     def _propose(self, settings: Mapping[str, Any]) -> Proposal:
@@ -278,7 +278,7 @@ def default_startup_trials(max_trials: int) -> int:
 
 
 def _overlaid(proposed: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given, and the rest as it was proposed; momentum only with the optimizer that has one."""
+    """The given settings over the proposed ones; momentum only with the optimizer that has one."""
     settings = {**proposed, **given}
     if settings["optimizer"] != "sgd":
         settings.pop("momentum", None)

@@ -80,7 +80,7 @@ def next_name(folder: Path, base: str) -> str:
 
 
 def claimed_name(folder: Path, base: str) -> str:
-    """As ``next_name``, and reserve the name by creating the folder, so that no other process gets it."""
+    """Reserve ``next_name`` by creating its folder, so that no other process gets it."""
     while True:
         name = next_name(folder, base)
         try:

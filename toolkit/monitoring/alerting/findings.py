@@ -67,7 +67,7 @@ class Finding(Evaluation):
 
     @property
     def advice(self) -> str:
-        """What to do at this level, in a sentence."""
+        """Advice at this level, in a sentence."""
         return ADVICE[self.level]
 
     @property

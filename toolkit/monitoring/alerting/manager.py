@@ -26,7 +26,7 @@ class AlertSource(Protocol):
     model: ModelVersion
 
     def progress(self) -> tuple[Checkpoint, list[Transition]]:
-        """How far it has come, and the transitions that have not been written yet."""
+        """The position reached, and the transitions that have not been written yet."""
 
     def written(self, position: int) -> None:
         """Note that all transitions up to a position are in the store."""

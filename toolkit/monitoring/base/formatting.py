@@ -76,7 +76,7 @@ def percentage_points(value: float) -> str:
 
 
 def pluralise(n: int, what: str) -> str:
-    """How many of something.
+    """A number and its noun, such as ``2 images``.
 
     >>> pluralise(1, "label"), pluralise(1200, "label")
     ('1 label', '1,200 labels')

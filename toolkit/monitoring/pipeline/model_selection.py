@@ -1,4 +1,4 @@
-"""Which model version a monitor logs and reads."""
+"""Choice of the model version that a monitor logs and reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

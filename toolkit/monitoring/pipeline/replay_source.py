@@ -72,10 +72,10 @@ class FileSource:
 
     def __init__(self, path: str, baseline: Baseline | None, version: str | None) -> None:
         self._path = Path(path)
-        self.baseline = _require_images(baseline, path)
         self.version = self._asked = version
         self._versions: dict[str, None] = {}  # found so far
         with _opened(self._path) as (names, _, self.n_rows):
+            self.baseline = _require_images(baseline, path)
             scores = [PROBABILITY + name for name in self.baseline.classes]
             self.has_probabilities = any(name.startswith(PROBABILITY) for name in names)
             answers = scores if self.has_probabilities else ["predicted_class", "confidence"]
@@ -252,8 +252,8 @@ def _opened(path: Path) -> Iterator[tuple[Sequence[str], Iterable[Any], int]]:
 
     try:
         if path.suffix == ".parquet":
-            with parquet.ParquetFile(path) as file:
-                yield file.schema_arrow.names, file.iter_batches(PAGE_SIZE), file.metadata.num_rows
+            with path.open("rb") as file, parquet.ParquetFile(file) as table:
+                yield table.schema_arrow.names, table.iter_batches(PAGE_SIZE), table.metadata.num_rows
             return
         with path.open("rb") as text:
             n_rows = sum(part.count(b"\n") for part in iter(functools.partial(text.read, PAGE_BYTES), b""))

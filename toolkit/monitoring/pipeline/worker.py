@@ -25,7 +25,7 @@ ROLLUPS_AT_ONCE = 2  # written or deleted from in one call, so that new predicti
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Where alerts are sent, what is kept, and how often alerts are evaluated.
+    """Notifiers, retention, and the interval between evaluations.
 
     Parameters
     ----------

@@ -145,7 +145,7 @@ def predictions(
 
 
 def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Figure:
-    """How many predictions there are to a unit of time, how many are not finite, and how long they take."""
+    """Rate of predictions, share that is not finite, and latency."""
     if not timeline.points:
         return style.no_data()
     figure = Figure(figsize=(10, 6.2), layout="constrained")

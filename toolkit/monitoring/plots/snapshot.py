@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def drift(report: DriftReport) -> Figure:
-    """How large each change is, in units of the least that matters.
+    """Size of each change, in units of the minimum effect.
 
     Red is drift; amber is large enough to matter and may be chance all the same; grey is too little data.
     """

@@ -85,12 +85,12 @@ def line(axes: Axes, timeline: Timeline, values: Floats, *, color: str = BLUE, *
 
 
 def points(axes: Axes, timeline: Timeline, values: Floats) -> None:
-    """Where the points of a line are."""
+    """Draw the points of a line."""
     axes.plot(_x(timeline, timeline.middles), values, "o", ms=3, color=BLUE)
 
 
 def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: str, alpha: float = 0.45) -> None:
-    """From a low to a high value of each point, with gaps; a lone short one is still a stroke."""
+    """Draw a band from a low to a high value of each point, with gaps; a lone short point is a stroke."""
     x, bottom, top = timeline.path(low, high)
     axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=alpha, lw=0.8, label=label)
 

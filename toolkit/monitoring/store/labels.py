@@ -78,7 +78,7 @@ class LabelRows:
 
     @property
     def n(self) -> int:
-        """How many there are."""
+        """Number of labels."""
         return len(self.number)
 
     def take(self, which: NDArray[Any] | slice) -> Self:
@@ -176,7 +176,7 @@ class Labels:
             )
 
     def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
-        """Those of the labels that differ from the current ones, of fair sources or of all."""
+        """Labels that differ from the current ones, of fair sources or of all."""
         current: dict[int, sa.Row[Any]] = {}
         for ids in _chunks(list(truths)):
             query = sa.select(predictions.c.id, predictions.c.sequence, predictions.c.model, current_label(fair=fair))

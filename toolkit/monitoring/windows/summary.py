@@ -340,7 +340,7 @@ def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
 
 
 def _pair(before: Edge | None, after: Edge | None) -> dict[str, int]:
-    """What the pair of predictions adds where one summary follows another."""
+    """The terms of the pair of predictions where one summary follows another."""
     if before is None or after is None:
         return {}
     return {

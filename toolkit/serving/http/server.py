@@ -273,7 +273,7 @@ class TimeoutH11Protocol(H11Protocol):
             self._on_timeout(waiting[0])
 
     def _waiting_on(self) -> str | None:
-        """What the client has to send or read next; None while the application works or reads the body itself."""
+        """The part that the client has to send or read next; None while the application works or reads the body."""
         if self._refused:
             return "close"
         if self.transport.get_write_buffer_size():

@@ -214,7 +214,7 @@ def _sharing(hashes: Hashes, variants: int, band: int) -> Iterator[Indices]:
 
 
 def _rank(values: Indices) -> Indices:
-    """How often each value occurred before."""
+    """Number of earlier occurrences of each value."""
     order = np.argsort(values, kind="stable")
     ranked = np.empty(len(values), np.int64)
     starts = np.flatnonzero(np.diff(values[order], prepend=-1))

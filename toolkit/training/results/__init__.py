@@ -1,1 +1,1 @@
-"""What a run logs of a training: evaluation, plots < run_logging."""
+"""Results of a training that its run logs: evaluation, plots < run_logging."""

@@ -440,7 +440,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match=r", row 1: confidence must be a number, got '\[0.5\]'$"):
         replay(write(tmp_path / "lists.parquet", columns), BASELINE, Thresholds())
     with pytest.raises(SettingsError, match=r"can only be replayed with a baseline that holds images$"):
-        replay(tmp_path / "stream.csv", None, Thresholds())
+        replay(tmp_path / "lists.parquet", None, Thresholds())
 
 
 def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
