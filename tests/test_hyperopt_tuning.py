@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import chdir
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ from toolkit.bundle.program import load_bundle
 from toolkit.errors import DataError, SettingsError, TrainingError
 from toolkit.tracking.connection import connect
 from toolkit.tuning.pruning import Incumbent
-from toolkit.tuning.search import FoldDone, Step
+from toolkit.tuning.search import FoldDone, Search, Step
 from toolkit.tuning.space import QUICK, Choice, Integers
 from toolkit.tuning.study import Proposal, StudyConfig
 from toolkit.tuning.study_storage import read_study
@@ -497,14 +498,20 @@ def test_a_study_of_failures_is_refused(quickest, hopeless, monkeypatch):
 def test_the_timeout_interrupts_a_trial_that_can_be_resumed(quickest, monkeypatch):
     endless = {**QUICKEST, "epochs": Choice((10_000,)), "patience": Choice((10_000,)), "batch_size": Choice((2,))}
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", endless)
+    checkpoint = Path("studies/slow/trial-1.resume.pt")
+
+    def clock():
+        return 60.0 if checkpoint.exists() else 0.0  # the time is up when there is something to resume
+
+    monkeypatch.setattr(hyperopt_tuning, "Search", partial(Search, clock=clock))
     with pytest.raises(
         TrainingError, match=r"^no trial was complete when the time was up; raise --timeout and --resume"
     ):
-        tune(settings(quickest, "timeout", timeout=8, study_name="slow"))
+        tune(settings(quickest, "timeout", timeout=60, study_name="slow"))
     assert [run.info.status for run in quickest.runs("timeout", "trial")] == ["KILLED"]
     study, finished = read_study(Path("studies"), "slow")
     assert (list(study.under_way), study.trials, finished) == ([0], [], False)
-    assert Path("studies/slow/trial-1.resume.pt").exists()
+    assert checkpoint.exists()
 
 
 def test_study_patience_ends_a_search(quickest, capsys):
