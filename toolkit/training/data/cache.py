@@ -13,6 +13,7 @@ continues where it stopped.
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,34 +24,27 @@ from tqdm import tqdm
 from toolkit.cli.terminal import on_terminal
 from toolkit.errors import DataError, first_line
 from toolkit.images.decoding import STATISTICS, ImageLimits
-from toolkit.training.data.cache_eviction import build_lock, entries, evict_until_fits, eviction_lock, touch
+from toolkit.system.file_locks import wait_for
 from toolkit.training.data.cache_files import (
-    BUILDING,
     JOURNAL_BYTES,
-    DecodeSpec,
-    PixelBlock,
+    Block,
     discard,
+    entries,
+    evict_until_fits,
     intact_blocks,
     map_pixels,
     open_pixels,
     read_blocks,
+    touch,
     writing,
 )
 from toolkit.training.data.catalogue import Catalogue, Remark, require_enough
-from toolkit.training.data.decode import DecodedRow, DecodeJob, decode_images
+from toolkit.training.data.decode import Decoded, DecodedRow, DecodeJob, DecodeSpec, decode_images
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of decoded images.
-
-    Parameters
-    ----------
-    folder
-        Created when needed.
-    limit
-        Maximum size in bytes; the least recently used entries are removed to stay below it.
-    """
+    """A folder of decoded images, created when needed, and its maximum size in bytes."""
 
     folder: Path
     limit: int
@@ -94,26 +88,17 @@ def decode(
     progress: bool = True,
     limits: ImageLimits | None = None,
 ) -> CachedImages:
-    """Decode every image with the decoder that also serves; broken ones are skipped.
+    """Decode every image to a side of ``size`` pixels with the decoder that also serves; broken ones are skipped.
 
     Parameters
     ----------
     catalogue
-        The images to decode.
-    size
-        Side of the decoded images in pixels.
+        The images to decode. That of the result lists skipped images and remarks under the files'
+        present names, also if they were decoded under others.
     cache
         The folder to store the pixels in and to map them from; without one they are kept in memory.
-    progress
-        Whether to show a progress bar.
     limits
         The largest image accepted.
-
-    Returns
-    -------
-    CachedImages
-        In the catalogue's order; its catalogue lists skipped images and remarks under the files'
-        present names, also if they were decoded under others.
 
     Raises
     ------
@@ -141,14 +126,16 @@ def _in_memory(job: DecodeJob, progress: bool) -> CachedImages:
             " use a smaller --image-size or fewer images"
         )
     pixels = np.empty((len(job), *job.spec.shape), np.uint8)
-    blocks: list[PixelBlock] = []
-    all_lost: dict[int, str] = {}
+    rows: list[DecodedRow] = []
+    decoded = 0
     with closing(decode_images(job, progress=progress)) as stream:
-        for block, data, lost in stream:
-            pixels[block.first : block.first + block.rows] = data
-            blocks.append(block)
-            all_lost |= lost
-    return _images(job.without(all_lost), blocks, pixels[: _rows_of(blocks)])
+        for row, image in stream:
+            rows.append(row)
+            if image is not None:
+                pixels[decoded] = image
+                decoded += 1
+    held = job.without({index: row.reason for index, row in enumerate(rows) if row.lost})
+    return _images(held, [row for row in rows if not row.lost], pixels[:decoded])
 
 
 def _in_cache(job: DecodeJob, cache: Cache, progress: bool) -> CachedImages:
@@ -156,7 +143,9 @@ def _in_cache(job: DecodeJob, cache: Cache, progress: bool) -> CachedImages:
     if images is not None:
         return images
     try:
-        with build_lock(cache.folder, job.key):
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        waiting = "another process is decoding these images; waiting for it"
+        with wait_for(cache.folder / f"{job.key}.lock", waiting):
             images = _opened(job, cache, progress)  # another process may have made it meanwhile
             if images is None:
                 images = _opened(_build(job, cache, progress), cache, progress)
@@ -177,37 +166,37 @@ def _opened(job: DecodeJob, cache: Cache, progress: bool) -> CachedImages | None
         with open_pixels(folder) as pixels:
             touch(folder)
             hidden = not (progress and on_terminal())
-            bar = tqdm(list(read_blocks(folder, spec)), "checking", leave=False, delay=1, disable=hidden)
-            blocks = intact_blocks(pixels, bar, spec)
-            if [digest for block in blocks for digest in block.hashes] != job.hashes:
+            bar = tqdm(read_blocks(folder, spec), "checking", leave=False, delay=1, disable=hidden)
+            rows = _rows(intact_blocks(pixels, bar, spec))
+            if [row.digest for row in rows] != job.hashes:
                 return None
-            return _images(job, blocks, map_pixels(pixels, _rows_of(blocks), spec))
+            return _images(job, rows, map_pixels(pixels, sum(not row.reason for row in rows), spec))
     except OSError:
         return None
 
 
 def _build(job: DecodeJob, cache: Cache, progress: bool) -> DecodeJob:
     """Build an entry; the images in it, fewer than those of the job if files were lost meanwhile."""
-    building, spec = cache.folder / f"{job.key}{BUILDING}", job.spec
+    building, spec = cache.folder / f"{job.key}.building", job.spec
     row_bytes = spec.row_bytes + JOURNAL_BYTES
-    final = len(job) * row_bytes
-    all_lost: dict[int, str] = {}
+    lost: dict[int, str] = {}
     discard(cache.folder / job.key)  # it is damaged
     try:
         with ExitStack() as stack:
-            with eviction_lock(
-                cache.folder
-            ):  # or another process might remove the unfinished entry before it is in use
+            # Two builders must not count on the same bytes, nor an unfinished entry be evicted before it is in use.
+            waiting = "another process is evicting from the image cache; waiting for it"
+            with wait_for(cache.folder / "eviction.lock", waiting):
                 done = _unfinished_blocks(building, job)
-                evict_until_fits(
-                    cache.folder, cache.limit, building, final, final - _rows_of(done) * row_bytes, str(job)
-                )
+                to_write = len(job) - sum(block.decoded for block in done)
+                evict_until_fits(building, cache.limit, len(job) * row_bytes, to_write * row_bytes, str(job))
                 append = stack.enter_context(writing(building, spec, done, len(job)))
-            known = _rows_of_other_entries(job, cache, building)
-            for block, pixels, lost in stack.enter_context(closing(decode_images(job, done, known, progress=progress))):
-                append(block, pixels)
-                all_lost |= lost
-        held = job.without(all_lost)
+            start, known = len(_rows(done)), _known_images(job, cache, building)
+            stream = stack.enter_context(closing(decode_images(job, start, known, progress=progress)))
+            while chunk := list(islice(stream, spec.block)):
+                append([row for row, _ in chunk if not row.lost], [image for _, image in chunk if image is not None])
+                lost |= {start + place: row.reason for place, (row, _) in enumerate(chunk) if row.lost}
+                start += len(chunk)
+        held = job.without(lost)
         touch(building)
         discard(cache.folder / held.key)
         building.rename(cache.folder / held.key)
@@ -217,63 +206,43 @@ def _build(job: DecodeJob, cache: Cache, progress: bool) -> DecodeJob:
     return held
 
 
-def _unfinished_blocks(building: Path, job: DecodeJob) -> list[PixelBlock]:
+def _unfinished_blocks(building: Path, job: DecodeJob) -> list[Block]:
     """The intact blocks of an entry that a killed process was building."""
-    blocks: list[PixelBlock] = []
+    blocks: list[Block] = []
     with suppress(FileNotFoundError), open_pixels(building) as pixels:
         blocks = intact_blocks(pixels, read_blocks(building, job.spec), job.spec)
-    hashes = [digest for block in blocks for digest in block.hashes]
+    hashes = [row.digest for row in _rows(blocks)]
     if hashes != job.hashes[: len(hashes)]:  # that process had lost some files
         discard(building)  # it is not truncated: others may copy rows from it
         return []
     return blocks
 
 
-def _rows_of_other_entries(job: DecodeJob, cache: Cache, building: Path) -> dict[str, DecodedRow]:
-    """The rows of the job's images in other entries of the same spec, by hash."""
+def _known_images(job: DecodeJob, cache: Cache, building: Path) -> dict[str, Decoded]:
+    """The job's images in other entries of the same spec, by hash."""
     missing = set(job.hashes)
-    known: dict[str, DecodedRow] = {}
+    known: dict[str, Decoded] = {}
     for _, _, folder in reversed(entries(cache.folder)):
-        if folder != building and missing:
-            known |= _cached(folder, missing, job.spec)
+        blocks = read_blocks(folder, job.spec) if folder != building else []
+        if missing.isdisjoint(row.digest for row in _rows(blocks)):
+            continue
+        with suppress(OSError), open_pixels(folder) as pixels:
+            rows = _rows(intact_blocks(pixels, blocks, job.spec))
+            images = iter(np.asarray(map_pixels(pixels, sum(not row.reason for row in rows), job.spec)))
+            known |= {row.digest: (row, None if row.reason else next(images)) for row in rows}
             missing -= known.keys()
     return known
 
 
-def _cached(folder: Path, missing: set[str], spec: DecodeSpec) -> dict[str, DecodedRow]:
-    found: dict[str, DecodedRow] = {}
-    blocks = list(read_blocks(folder, spec))
-    if missing.isdisjoint(digest for block in blocks for digest in block.hashes):
-        return found
-    with suppress(OSError), open_pixels(folder) as pixels:
-        blocks = intact_blocks(pixels, blocks, spec)
-        rows = iter(np.asarray(map_pixels(pixels, _rows_of(blocks), spec)))
-        for block in blocks:
-            statistics = iter(block.statistics)
-            for place, digest in enumerate(block.hashes):
-                remarks = block.remarks.get(place, ())
-                if place in block.reasons:
-                    found[digest] = DecodedRow(reason=block.reasons[place])
-                else:
-                    found[digest] = DecodedRow(next(rows), next(statistics), remarks)
-    return found
+def _images(job: DecodeJob, rows: Sequence[DecodedRow], pixels: NDArray[np.uint8]) -> CachedImages:
+    """The decoded ones of the job's images, under the files' present names; each has a row."""
+    kept = job.without({index: row.reason for index, row in enumerate(rows) if row.reason}).catalogue
+    remarks = [Remark(job.catalogue.path(index), text) for index, row in enumerate(rows) for text in row.remarks]
+    statistics = np.array([row.statistics for row in rows if not row.reason], np.float32)
+    return CachedImages(
+        replace(kept, remarks=(*kept.remarks, *remarks)), pixels, statistics.reshape(-1, len(STATISTICS))
+    )
 
 
-def _images(job: DecodeJob, blocks: Sequence[PixelBlock], pixels: NDArray[np.uint8]) -> CachedImages:
-    """The images in the blocks, under the files' present names."""
-    reasons: dict[int, str] = {}
-    remarks: list[Remark] = []
-    start = 0
-    for block in blocks:
-        reasons |= {start + place: reason for place, reason in block.reasons.items()}
-        for place, texts in block.remarks.items():
-            remarks += [Remark(job.catalogue.path(start + place), text) for text in texts]
-        start += len(block.hashes)
-    kept = job.without(reasons).catalogue
-    nothing = np.empty((0, len(STATISTICS)), np.float32)
-    statistics = np.concatenate([nothing, *(block.statistics for block in blocks)])
-    return CachedImages(replace(kept, remarks=(*kept.remarks, *remarks)), pixels, statistics)
-
-
-def _rows_of(blocks: Sequence[PixelBlock]) -> int:
-    return sum(block.rows for block in blocks)
+def _rows(blocks: Sequence[Block]) -> list[DecodedRow]:
+    return [row for block in blocks for row in block.rows]

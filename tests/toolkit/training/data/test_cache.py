@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,17 +25,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from support import wait_until
+from support import MAX_WAIT_S, wait_until
 from support.colours import encode
 from toolkit.errors import DataError
 from toolkit.images import decoding
-from toolkit.images.decoding import STATISTICS, ImageLimits, load_image
+from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 
 ENOUGH = 2**30
 
 
+@lru_cache(None)
 def image(seed, size=20):
     return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
 
@@ -120,25 +122,6 @@ def test_digits_are_decoded_as_they_are(cached, cache):
     assert images.size == 8
 
 
-def test_pixels_and_statistics_are_the_decoders(tmp_path):
-    """A white and a black image of 40 x 20 pixels: every statistic is worked out by hand."""
-    for name, value in (("white", 255), ("black", 0)):
-        (tmp_path / "tones" / name).mkdir(parents=True)
-        for number in range(2):
-            wide = np.full((20, 40 + number, 3), value, np.uint8)
-            (tmp_path / "tones" / name / f"{number}.png").write_bytes(encode(wide))
-    images = decode(open_catalogue("tones"), 16, progress=False)
-    assert images.catalogue.classes == ("black", "white")
-    assert [int(tone.max()) for tone in images.pixels] == [0, 0, 255, 255]
-    assert [int(tone.min()) for tone in images.pixels] == [0, 0, 255, 255]
-    columns = dict(zip(STATISTICS, images.statistics.T.tolist(), strict=True))
-    assert columns["brightness"] == pytest.approx([0, 0, 1, 1], abs=1e-6)
-    assert columns["contrast"] == pytest.approx([0] * 4, abs=1e-6)
-    assert columns["width"] == [40, 41, 40, 41]
-    assert columns["height"] == [20] * 4
-    assert columns["aspect"] == pytest.approx([2, 2.05, 2, 2.05])
-
-
 def test_what_is_no_image_is_skipped_with_its_reason(tmp_path, cache):
     for label, name in enumerate(("cat", "dog")):
         fill(tmp_path / "pets" / name, 4, first=10 * label)
@@ -202,14 +185,9 @@ def test_the_cache_gives_what_decoding_in_memory_gives(pets, cache):
         assert_same(images, expected)
         assert isinstance(images.pixels, np.memmap)
         assert not images.pixels.flags.writeable
-
-
-def test_a_batch_of_a_map_is_an_array_of_its_own(pets, cache):
-    images = decode(open_catalogue(str(pets)), 8, cache=cache, progress=False)
-    batch = images.pixels[np.array([5, 599, 5])]
-    assert type(batch) is np.ndarray
-    assert batch.flags.writeable
-    assert np.array_equal(batch[1], load_image((pets / "dog" / "1299.png").read_bytes(), 8).pixels)
+        batch = images.pixels[np.array([5, 599, 5])]
+        assert type(batch) is np.ndarray
+        assert batch.flags.writeable
 
 
 NOISE = [image(seed, size=5) for seed in range(12)] + [b"no image", b"nor this"]
@@ -222,7 +200,7 @@ def lasting():
         yield Cache(Path(folder), 16_000)  # bytes, of about three entries
 
 
-@settings(deadline=None)  # a disk may be slow
+@settings(deadline=None, max_examples=40)  # a disk may be slow
 @given(st.lists(st.sampled_from(NOISE), min_size=1, unique=True), st.sampled_from((4, 6)))
 def test_whatever_was_cached_before_the_images_are_right(lasting, chosen, size):
     catalogue = replace(listed([NOISE[0], NOISE[1], NOISE[2], NOISE[3]]), name="any")
@@ -330,13 +308,8 @@ def garble(path):
     path.write_bytes(bytes(content))
 
 
-def replace_by_noise(path):
-    path.write_bytes(os.urandom(1000))
-
-
-@pytest.mark.parametrize("damage", [cut, garble, replace_by_noise, Path.unlink])
-@pytest.mark.parametrize("kind", ["*.u8", "*.jsonl"])
-def test_a_damaged_entry_is_made_again(damage, kind, pets, cache):
+@pytest.mark.parametrize(("kind", "damage"), [("*.u8", garble), ("*.u8", Path.unlink), ("*.jsonl", cut)])
+def test_a_damaged_entry_is_made_again(kind, damage, pets, cache):
     catalogue = open_catalogue(str(pets))
     decode(catalogue, 8, cache=cache, progress=False)
     (path,) = cache.folder.rglob(kind)
@@ -401,27 +374,13 @@ def waits(name):
 
 
 def ended(process):
-    process.join(60)
+    process.join(MAX_WAIT_S)
     return process.exitcode
 
 
 def half_way(cache):
     """Whether a first block has been written."""
     return any(journal.read_bytes().count(b"\n") >= 2 for journal in cache.folder.glob("*/*.jsonl"))
-
-
-def test_a_second_process_waits_for_the_first(pets, cache):
-    first = worker("first", cache, barrier=300)
-    wait_until(lambda: half_way(cache))
-    second = worker("second", cache)
-    wait_until(lambda: waits("second"))
-    Path("go").touch()
-    assert ended(first) == ended(second) == 0
-    assert read_by("first") == list(range(600))
-    assert read_by("second") == []
-    expected = decode(open_catalogue("pets"), 8, progress=False).pixels
-    assert np.array_equal(np.load("first.npy"), expected)
-    assert np.array_equal(np.load("second.npy"), expected)
 
 
 def test_processes_that_start_together_decode_it_once(pets, cache):
@@ -433,19 +392,6 @@ def test_processes_that_start_together_decode_it_once(pets, cache):
         assert np.array_equal(np.load(f"{name}.npy"), expected)
 
 
-def test_the_next_process_continues_after_a_kill(pets, cache):
-    killed = worker("killed", cache, barrier=300)
-    wait_until(lambda: half_way(cache))
-    killed.kill()
-    assert ended(killed) == -signal.SIGKILL
-    catalogue = open_catalogue("pets")
-    images, work = observed(catalogue, cache)
-    assert work == list(range(256, 600))
-    assert_same(images, decode(catalogue, 8, progress=False))
-    assert observed(catalogue, cache)[1] == []
-    assert not list(cache.folder.glob("*.building"))
-
-
 def test_a_waiting_process_takes_over_after_a_kill(pets, cache):
     killed = worker("killed", cache, barrier=300)
     wait_until(lambda: half_way(cache))
@@ -454,6 +400,7 @@ def test_a_waiting_process_takes_over_after_a_kill(pets, cache):
     killed.kill()
     assert ended(second) == 0
     assert read_by("second") == list(range(256, 600))
+    assert not list(cache.folder.glob("*.building"))
     assert np.array_equal(np.load("second.npy"), decode(open_catalogue("pets"), 8, progress=False).pixels)
 
 

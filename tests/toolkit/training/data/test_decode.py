@@ -11,9 +11,9 @@ import pytest
 
 from support.colours import encode
 from toolkit.images.decoding import STATISTICS, ImageLimits, load_image
-from toolkit.training.data.cache_files import DecodeSpec
+from toolkit.system.metrics import usable_cores
 from toolkit.training.data.catalogue import Catalogue
-from toolkit.training.data.decode import DecodedRow, DecodeJob, decode_images
+from toolkit.training.data.decode import DecodedRow, DecodeJob, DecodeSpec, decode_images
 
 
 def image(seed):
@@ -38,67 +38,53 @@ class Sources(Sequence[bytes]):
         return b"no image" if index % 100 == 7 else image(index)
 
 
-def wanted(sources, size=8):
+def job_of(sources, size=8, hashes=None):
     read = [source if isinstance(source, bytes) else source.read_bytes() for source in sources]
-    catalogue = Catalogue(
-        name="noise",
-        classes=("noise",),
-        sources=sources,
-        labels=np.zeros(len(sources), np.int64),
-        hashes=np.array([hashlib.sha256(data).hexdigest() for data in read]),
-        parts=np.full(len(sources), ""),
-    )
+    hashes = np.array([hashlib.sha256(data).hexdigest() for data in read]) if hashes is None else np.array(hashes)
+    count = len(sources)
+    catalogue = Catalogue("noise", ("noise",), sources, np.zeros(count, np.int64), hashes, np.full(count, ""))
     return DecodeJob(catalogue, DecodeSpec(size, ImageLimits()))
 
 
 def test_images_come_in_order_each_read_once():
-    sources = Sources(600)
-    want = wanted(sources)
+    sources = Sources(300)
+    job = job_of(sources)
     sources.reads.clear()
-    pieces = list(decode_images(want, progress=False))
-    assert sorted(sources.reads) == list(range(600))
-    assert [len(block.hashes) for block, _, _ in pieces] == [256, 256, 88]
-    assert [digest for block, _, _ in pieces for digest in block.hashes] == want.hashes
-    assert [block.first for block, _, _ in pieces] == [
-        0,
-        253,
-        506,
-    ]  # 7, 107 and 207 are no images, nor are 307, 407 and 507
-    assert list(pieces[1][0].reasons) == [307 - 256, 407 - 256, 507 - 256]
-    good = [index for index in range(600) if index % 100 != 7]
-    expected = [load_image(image(index), 8) for index in good]
-    pixels = np.concatenate([pixels for _, pixels, _ in pieces])
-    assert np.array_equal(pixels, np.stack([one.pixels for one in expected]))
-    statistics = np.concatenate([block.statistics for block, _, _ in pieces])
-    assert np.array_equal(
-        statistics, np.array([[one.statistics()[name] for name in STATISTICS] for one in expected], np.float32)
-    )
+    rows, images = zip(*decode_images(job, progress=False), strict=True)
+    assert sorted(sources.reads) == list(range(300))
+    assert [row.digest for row in rows] == job.hashes
+    for index, row in enumerate(rows):
+        if index % 100 == 7:
+            assert row.reason.startswith("not an image, or its header is broken")
+            assert images[index] is None
+        else:
+            expected = load_image(image(index), 8)
+            assert np.array_equal(images[index], expected.pixels)
+            assert row.statistics == [expected.statistics()[name] for name in STATISTICS]
+            assert not row.reason
 
 
 def test_what_is_done_or_known_is_not_decoded():
-    sources = Sources(300)
-    want = wanted(sources)
-    whole = list(decode_images(want, progress=False))
-    known = {want.hashes[260]: DecodedRow(np.full((8, 8, 3), 9, np.uint8), [0.0] * len(STATISTICS), ["known"])}
+    sources = Sources(100)
+    job = job_of(sources)
+    known = {job.hashes[60]: (DecodedRow(job.hashes[60], remarks=["known"]), np.full((8, 8, 3), 9, np.uint8))}
     sources.reads.clear()
-    ((block, pixels, _),) = decode_images(want, [whole[0][0]], known, progress=False)
-    assert sorted(sources.reads) == [index for index in range(256, 300) if index != 260]
-    assert block.first == whole[1][0].first
-    assert (pixels[4] == 9).all()
-    assert block.remarks == {4: ["known"]}
-    assert np.array_equal(np.delete(pixels, 4, 0), np.delete(whole[1][1], 4, 0))
+    decoded = list(decode_images(job, 56, known, progress=False))
+    assert sorted(sources.reads) == [index for index in range(56, 100) if index != 60]
+    assert decoded[4] == known[job.hashes[60]]
+    assert [row.digest for row, _ in decoded] == job.hashes[56:]
 
 
 def test_decoding_stays_at_most_a_block_ahead_and_stops_when_left():
     """With 1,200 x 1,200 pixels a block is three images."""
     sources = Sources(60)
-    want = wanted(sources, size=1200)
+    job = job_of(sources, size=1200)
     sources.reads.clear()
     before = set(threading.enumerate())  # other tests of this process may have left some
-    with closing(decode_images(want, progress=False)) as stream:
+    with closing(decode_images(job, progress=False)) as stream:
         next(stream)
         time.sleep(0.3)
-        assert len(sources.reads) <= 3 + max(3, 2 * 64)
+        assert len(sources.reads) <= max(3, 2 * usable_cores())
     count = len(sources.reads)
     time.sleep(0.1)
     assert len(sources.reads) == count
@@ -109,18 +95,23 @@ def test_a_file_that_changed_or_went_away_is_lost(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(paths):
         path.write_bytes(image(number))
-    want = wanted(paths)
+    job = job_of(paths)
     paths[1].unlink()
     paths[2].write_bytes(image(99))
-    ((block, pixels, lost),) = decode_images(want, progress=False)
-    assert lost == {1: "it cannot be read: No such file or directory", 2: "it changed after it was listed"}
-    assert block.hashes == [want.hashes[0], want.hashes[3]]
-    assert np.array_equal(pixels[1], load_image(image(3), 8).pixels)
-    rest = want.without(lost)
-    assert rest.hashes == block.hashes
+    rows = [row for row, _ in decode_images(job, progress=False)]
+    reasons = {index: row.reason for index, row in enumerate(rows) if row.lost}
+    assert reasons == {1: "it cannot be read: No such file or directory", 2: "it changed after it was listed"}
+    rest = job.without(reasons)
+    assert rest.hashes == [job.hashes[0], job.hashes[3]]
     assert [item.path for item in rest.catalogue.skipped] == [str(paths[1]), str(paths[2])]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_images_need_no_special_case(count):
-    assert [len(block.hashes) for block, _, _ in decode_images(wanted(Sources(count)), progress=False)] == [1] * count
+    assert len(list(decode_images(job_of(Sources(count)), progress=False))) == count
+
+
+def test_the_key_is_of_the_images_their_order_and_the_spec():
+    keys = {job_of([b""] * len(hashes), hashes=hashes).key for hashes in (["a", "b"], ["b", "a"], ["a"], ["ab"], [])}
+    keys |= {job_of([b"", b""], size, ["a", "b"]).key for size in (4, 8, 8)}
+    assert len(keys) == 6
