@@ -245,19 +245,12 @@ from toolkit.images.decoding import ImageLimits
 from toolkit.serving import problems
 from toolkit.serving.cached_call import CachedCall
 from toolkit.serving.http import static
-from toolkit.serving.http.access_log import AccessLogMiddleware, log_to_stderr
-from toolkit.serving.http.auth import APIKeyMiddleware
-from toolkit.serving.http.body_limit import BodyLimitMiddleware
-from toolkit.serving.http.cross_origin import CrossOriginMiddleware
-from toolkit.serving.http.decompression import DecompressionMiddleware
-from toolkit.serving.http.disconnect import CancelOnDisconnectMiddleware
-from toolkit.serving.http.head_method import HeadMethodMiddleware
-from toolkit.serving.http.load_shedding import LoadSheddingMiddleware
+from toolkit.serving.http.body_stream import Timeouts
+from toolkit.serving.http.log_format import log_to_stderr
+from toolkit.serving.http.middleware import RequestRules, ServiceMiddleware
 from toolkit.serving.http.openapi import build_openapi, error_responses
-from toolkit.serving.http.request_body import content_length_or, parse_image, parse_images
+from toolkit.serving.http.request_body import parse_image, parse_images
 from toolkit.serving.http.server import Server, ServerConfig, listen
-from toolkit.serving.http.timeouts import Timeouts
-from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.metrics import ServiceMetrics, wants_prometheus
 from toolkit.serving.models import engines
 from toolkit.serving.models.isolated_load import IsolatedLoader
@@ -344,7 +337,7 @@ async def predict(request: Request, query: Annotated[TopK, Query()]) -> Predicti
     """Classify one image: a form with `file`, a raw `image/*` body, or JSON with base64 in `image`."""
     service = _service(request)
     service.require_ready(query.top_k)
-    with service.admission.reserve_bytes(content_length_or(request, request.app.state.settings.max_body_bytes)):
+    with service.admission.reserve_bytes(request.state.max_body_bytes):
         read = await parse_image(request)
         with service.admission.slots(1):
             answer = await service.predict(read, query.top_k)
@@ -357,7 +350,7 @@ async def predict_batch(request: Request, query: Annotated[TopK, Query()]) -> Ba
     """Classify many images, the `files` of a form; an image that cannot be used fails alone."""
     service = _service(request)
     service.require_ready(query.top_k)
-    with service.admission.reserve_bytes(content_length_or(request, request.app.state.settings.max_body_bytes)):
+    with service.admission.reserve_bytes(request.state.max_body_bytes):
         reads = await parse_images(request, request.app.state.settings.max_batch)
         with service.admission.slots(len(reads)):
             answers = (
@@ -599,17 +592,16 @@ def create_app(settings: ServeSettings | None = None, worker: WorkerSpec | None 
     app.openapi = partial(_openapi, app, tuple(protected_paths))  # type: ignore[method-assign]
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
-    # The last one is outermost.
-    app.add_middleware(DecompressionMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(HeadMethodMiddleware)
-    app.add_middleware(LoadSheddingMiddleware, paths=IMAGE_PATHS, admission=partial(_admission, app))
-    app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes, timeouts=settings.timeouts)
-    if protected_paths:
-        app.add_middleware(APIKeyMiddleware, protected_paths=protected_paths)
-    app.add_middleware(CancelOnDisconnectMiddleware)
-    if settings.predict_key is None:
-        app.add_middleware(CrossOriginMiddleware, allowed=settings.origins)
-    app.add_middleware(AccessLogMiddleware, metrics=app.state.metrics, paths=(*PREDICT_PATHS, *ADMIN_PATHS))
+    rules = RequestRules(
+        settings.max_body_bytes,
+        settings.timeouts,
+        protected_paths,
+        settings.origins if settings.predict_key is None else None,
+        IMAGE_PATHS,
+        partial(_require_slot, app),
+    )
+    counted = (*PREDICT_PATHS, *ADMIN_PATHS)
+    app.add_middleware(ServiceMiddleware, metrics=app.state.metrics, rules=rules, paths=counted)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -703,10 +695,10 @@ def _rollback_on_alert(app: FastAPI, notice: Notification) -> None:
     service.poll()
 
 
-def _admission(app: FastAPI) -> AdmissionController | None:
-    """The admission controller; None while there is no model, so that the route can say why."""
+def _require_slot(app: FastAPI) -> None:
     service: Service = app.state.service
-    return service.admission if service.model_manager.model else None
+    if service.model_manager.model:  # without one, the route says why
+        service.admission.require_slot(1)
 
 
 def _families(app: FastAPI) -> Iterable[Metric]:

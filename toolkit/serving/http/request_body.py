@@ -152,12 +152,6 @@ async def parse_images(request: Request, max_images: int, size: int | None = Non
     )
 
 
-def content_length_or(request: Request, default: int) -> int:
-    """The Content-Length of a request, or ``default`` bytes if it has none."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else default
-
-
 def values_of_pixels(size: int) -> int:
     """JSON values of one image of this height and width, at most: a list and three numbers for each pixel."""
     return 4 * size * (size + 1)

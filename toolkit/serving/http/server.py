@@ -28,7 +28,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolkit.errors import SettingsError
-from toolkit.serving.http.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from toolkit.serving.http.body_stream import DEFAULT_TIMEOUTS, Timeouts
 from toolkit.serving.problems import MEDIA_TYPE, NOT_HTTP, REQUEST_TIMEOUT, TOO_MANY_CONNECTIONS, Problem, not_ready
 
 if sys.platform != "win32":

@@ -296,8 +296,7 @@ def _ready(request: Request) -> LiveModel:
 
 
 def _reserved_body(request: Request) -> AbstractContextManager[None]:
-    max_bytes = request.app.state.settings.max_body_bytes
-    return _service(request).admission.reserve_bytes(request_body.content_length_or(request, max_bytes))
+    return _service(request).admission.reserve_bytes(request.state.max_body_bytes)
 
 
 async def _predict_all(request: Request, images: list[ImageSource]) -> tuple[LiveModel, list[Prediction]]:

@@ -19,7 +19,6 @@ from toolkit.serving.http.request_body import (
     MAX_FIELDS,
     VALUES_OVERHEAD,
     VALUES_PER_IMAGE,
-    content_length_or,
     from_pixels,
     images_body,
     load_json,
@@ -406,12 +405,6 @@ def test_the_value_limit_fits_the_largest_request(size):
         assert problem(lambda body=body: many(request(body, "application/json"), 4, size)).detail == (
             "the JSON holds more values than the images of a request can have"
         )
-
-
-def test_a_body_without_content_length_counts_as_the_largest():
-    head = {"type": "http", "headers": [(b"content-length", b"12")]}
-    assert content_length_or(Request(head), 100) == 12
-    assert content_length_or(request(IMAGE), 100) == 100
 
 
 def test_the_value_limit_is_exact():

@@ -20,8 +20,8 @@ from starlette.exceptions import HTTPException
 from support import MAX_WAIT_S, wait_until
 from support.app_server import app_server
 from toolkit.errors import SettingsError
-from toolkit.serving.http.access_log import AccessLogMiddleware
-from toolkit.serving.http.body_limit import BodyLimitMiddleware
+from toolkit.serving.http.body_stream import Timeouts
+from toolkit.serving.http.middleware import RequestRules, ServiceMiddleware
 from toolkit.serving.http.server import (
     COALESCE_BYTES,
     RESERVED_FDS,
@@ -31,7 +31,6 @@ from toolkit.serving.http.server import (
     listen,
     stop_accepting,
 )
-from toolkit.serving.http.timeouts import Timeouts
 from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import handle
 
@@ -69,8 +68,8 @@ def serving(**words):
     metrics = ServiceMetrics()
     app = make_app()
     app.add_exception_handler(HTTPException, handle)
-    app.add_middleware(BodyLimitMiddleware, limit=2**20, timeouts=words.get("timeouts", Timeouts()))
-    app.add_middleware(AccessLogMiddleware, metrics=metrics)
+    rules = RequestRules(2**20, words.get("timeouts", Timeouts()))
+    app.add_middleware(ServiceMiddleware, metrics=metrics, rules=rules)
     with app_server(app, ServerConfig(**({"drain_timeout": 0, "shutdown_timeout": 1} | words))) as (server, port):
         yield server, port, metrics
 

@@ -1,23 +1,23 @@
-"""Each request has an id, a log line, a count and a response."""
+"""Each request is checked and answered, and has an id, a log line and a count."""
 
 import asyncio
 import json
 import logging
 import re
-import sys
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
+from starlette.routing import Mount
 
-from toolkit.serving.http.access_log import (
-    CLIENT_CLOSED_REQUEST,
-    MAX_PATH_LENGTH,
-    AccessLogMiddleware,
-    JsonOrTextFormatter,
-)
+from toolkit.serving.http.middleware import CLIENT_CLOSED_REQUEST, MAX_PATH_LENGTH, RequestRules, ServiceMiddleware
+from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import OVERLOADED, Problem
+
+LIMIT = 1000  # bytes of a body
+KEYS = {"/predict": "open sesame", "/admin": "open barley", "/models/{name}/infer": "open sesame"}
 
 
 @pytest.fixture
@@ -26,19 +26,37 @@ def metrics():
 
 
 @pytest.fixture
-def app(metrics):
-    app = FastAPI()
+def make_app(metrics):
+    """A function that makes an application with these rules."""
 
-    @app.get("/things/{name}")
-    async def things(name: str) -> str:
-        return name
+    def make(**rules):
+        app = FastAPI()
 
-    @app.get("/broken")
-    async def broken() -> str:
-        raise RuntimeError("hunter2")
+        @app.get("/things/{name}")
+        async def things(name: str) -> Response:
+            return Response(name, headers={"X-Found": "yes"})
 
-    app.add_middleware(AccessLogMiddleware, metrics=metrics)
-    return app
+        @app.get("/broken")
+        async def broken() -> str:
+            raise RuntimeError("hunter2")
+
+        @app.get("/predict")
+        @app.post("/predict")
+        @app.post("/models/{name}/infer")
+        @app.post("/models/{name}")
+        @app.get("/admin")
+        async def anything() -> str:
+            return "answered"
+
+        app.add_middleware(ServiceMiddleware, metrics=metrics, rules=RequestRules(LIMIT, **rules))
+        return app
+
+    return make
+
+
+@pytest.fixture
+def app(make_app):
+    return make_app()
 
 
 @pytest.fixture
@@ -61,7 +79,7 @@ def facts(log):
 
 def test_requests_are_logged_and_counted_by_route(app, ask, metrics, log):
     found = ask(app, "GET", "/things/cat?secret=1")
-    assert found.json() == "cat"
+    assert found.text == "cat"
     assert re.fullmatch("[0-9a-f]{16}", found.headers["X-Request-ID"])
     assert found.headers["X-Content-Type-Options"] == "nosniff"
     logged_fields = facts(log)
@@ -131,7 +149,7 @@ def run(metrics, error, begin=()):
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "query_string": b"", "headers": [], "client": None}
-    asyncio.run(AccessLogMiddleware(app, metrics)(scope, None, send))
+    asyncio.run(ServiceMiddleware(app, metrics, RequestRules(LIMIT))(scope, None, send))
     return sent
 
 
@@ -168,45 +186,91 @@ def test_a_cancelled_request_is_logged_and_stays_cancelled(metrics, log):
     assert facts(log)["status"] == CLIENT_CLOSED_REQUEST
 
 
-# Lines of the log
-
-
-def record(request=None, message="hello %s", error=None):
-    made = logging.LogRecord("serve", logging.WARNING, __file__, 1, message, ("you",), error)
-    made.created = 1_700_000_000.25
-    if request:
-        made.request = request
-    return made
-
-
-FIELDS = {"request_id": "abc", "method": "GET", "path": "/a\x1b[31m\n/b", "status": 503, "ms": 1.5}
-
-
-def test_json_lines_are_one_object_each():
-    line = JsonOrTextFormatter(as_json=True).format(record())
-    assert json.loads(line) == {"time": "2023-11-14T22:13:20.250+00:00", "level": "warning", "message": "hello you"}
-    line = JsonOrTextFormatter(as_json=True).format(record(FIELDS | {"version": "3", "problem": "full"}))
-    assert "\n" not in line
-    assert json.loads(line).items() >= (FIELDS | {"version": "3", "problem": "full"}).items()
-
-
-def test_text_lines_escape_control_characters():
-    text = JsonOrTextFormatter(as_json=False).format(record(FIELDS | {"version": "3", "problem": "full"}))
-    assert re.fullmatch(r"\d\d:13:20 GET /a\\x1b\[31m\\n/b 503 1.5 ms v3 full abc", text)
-    assert JsonOrTextFormatter(as_json=False).format(record()).endswith(" warning: hello you")
-
-
-@pytest.mark.parametrize("as_json", [True, False])
-def test_a_traceback_is_part_of_its_line(as_json):
-    try:
-        raise ValueError("what happened")
-    except ValueError:
-        line = JsonOrTextFormatter(as_json).format(record(error=sys.exc_info()))
-    text = json.loads(line)["traceback"] if as_json else line
-    assert "Traceback" in text
-    assert "ValueError: what happened" in text
-
-
 def test_a_long_path_is_cut(app, ask, log):
     ask(app, "GET", "/things/" + "x" * 5000)
     assert len(facts(log)["path"]) == MAX_PATH_LENGTH
+
+
+# What is refused before the route
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("path", ["/predict", "/%70redict", "/predict?x=1", "/models/pets/infer",
+                                  "/models/%2e%2e/infer"])  # fmt: skip
+def test_every_method_and_spelling_of_a_path_needs_its_key(make_app, ask, method, path):
+    found = ask(make_app(keys=KEYS), method, path)
+    assert (found.status_code, found.json()["request_id"]) == (401, found.headers["X-Request-ID"])
+    assert found.headers["WWW-Authenticate"].startswith("Bearer ")
+
+
+def test_each_path_has_its_own_key(make_app, ask):
+    app = make_app(keys=KEYS)
+    for method, path, key, status in (
+        ("POST", "/predict", "open sesame", 200),
+        ("POST", "/models/pets/infer", "open sesame", 200),
+        ("GET", "/admin", "open sesame", 403),
+        ("GET", "/admin", "open barley", 200),
+        ("POST", "/models/pets", "", 200),
+        ("GET", "/things/a", "", 200),
+    ):
+        assert ask(app, method, path, headers={"X-API-Key": key}).status_code == status
+
+
+def test_a_protected_path_is_below_the_mount_point(make_app, ask):
+    outer = Starlette(routes=[Mount("/pets", make_app(keys=KEYS))])
+    assert ask(outer, "POST", "/pets/predict").status_code == 401
+    assert ask(outer, "POST", "/pets/predict", headers={"X-API-Key": "open sesame"}).status_code == 200
+
+
+def test_pages_of_other_origins_may_only_read(make_app, ask):
+    page = {"Origin": "https://evil.example"}
+    for origins, status in (((), 403), (("https://evil.example",), 200), (None, 200)):
+        app = make_app(origins=origins)
+        assert ask(app, "POST", "/predict", headers=page).status_code == status
+        assert ask(app, "GET", "/predict", headers=page).status_code == 200
+        assert ask(app, "HEAD", "/predict", headers=page).status_code == 200
+
+
+def test_images_are_refused_without_a_free_slot_and_nothing_else(make_app, ask):
+    admission = AdmissionController(1, 0)
+    app = make_app(image_paths={"/predict"}, require_slot=lambda: admission.require_slot(1))
+    assert ask(app, "POST", "/predict").status_code == 200
+    with admission.slots(1):
+        found = ask(app, "POST", "/predict")
+        assert (found.status_code, found.json()["detail"][:27]) == (503, "the queue is full: 1 image ")
+        assert ask(app, "GET", "/predict").status_code == ask(app, "POST", "/models/a").status_code == 200
+
+
+def test_a_body_beyond_the_limit_is_refused(app, ask):
+    assert ask(app, "POST", "/predict", content=bytes(LIMIT)).status_code == 200
+    assert ask(app, "POST", "/predict", content=bytes(LIMIT + 1)).status_code == 413
+
+
+# HEAD
+
+
+def test_head_has_the_headers_of_get_and_no_body(app, ask):
+    got, found = (ask(app, method, "/things/cat") for method in ("GET", "HEAD"))
+    assert (got.content, found.content) == (b"cat", b"")
+    assert found.status_code == got.status_code == 200
+    assert found.headers.pop("X-Request-ID") != got.headers.pop("X-Request-ID")
+    assert found.headers == got.headers
+    assert found.headers["Content-Length"] == "3"
+
+
+def test_head_fails_where_get_does(app, ask):
+    for path, status in (("/nothing", 404), ("/models/a", 405)):
+        found = ask(app, "HEAD", path)
+        assert (found.status_code, found.content) == (status, b"")
+
+
+def test_other_protocols_than_http_pass():
+    async def app(scope, receive, send):
+        seen.extend([scope, await receive()])
+
+    async def receive():
+        return {"type": "lifespan.startup"}
+
+    seen = []
+    asyncio.run(ServiceMiddleware(app, ServiceMetrics(), RequestRules(LIMIT))({"type": "lifespan"}, receive, None))
+    assert seen == [{"type": "lifespan"}, {"type": "lifespan.startup"}]
