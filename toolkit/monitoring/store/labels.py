@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.cli.safe_names import class_name, display_name
 from toolkit.errors import SettingsError, UnknownPrediction, suggest
 from toolkit.monitoring.base.ids import format_id
-from toolkit.monitoring.base.predictions import BIASED_SOURCES, DRAWN_SOURCE, NO_CLASS, drawn_source, is_drawn
+from toolkit.monitoring.base.predictions import BIASED_SOURCES, DRAWN_SOURCE, NO_CLASS, drawn_source
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
 from toolkit.monitoring.store.schema import drawn, labels, models, predictions, rollups
@@ -67,14 +67,20 @@ class LabelRows:
     drawn: NDArray[np.bool_]
 
     @classmethod
+    def from_columns(cls, *columns: Sequence[Any]) -> Self:
+        """Labels from columns in this order, turned into arrays of the right types."""
+        names = [column.name for column in fields(cls)]
+        return cls(*(np.array(one, _TYPES.get(name, np.int64)) for name, one in zip(names, columns, strict=True)))
+
+    @classmethod
     def empty(cls) -> Self:
         """No labels."""
-        return cls(**{name: np.zeros(0, _TYPES.get(name, np.int64)) for name in _names(cls)})
+        return cls.from_columns(*[()] * len(fields(cls)))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Consecutive labels as one; at least one part is needed."""
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _names(cls)})
+        return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
 
     @property
     def n(self) -> int:
@@ -82,18 +88,8 @@ class LabelRows:
         return len(self.number)
 
     def take(self, which: NDArray[Any] | slice) -> Self:
-        """Some of the labels.
-
-        Parameters
-        ----------
-        which
-            A mask (n,), indices or a slice.
-        """
-        return type(self)(**{name: getattr(self, name)[which] for name in _names(type(self))})
-
-
-def _names(of: type[LabelRows]) -> list[str]:
-    return [column.name for column in fields(of)]
+        """The labels at a mask (n,), at indices or in a slice."""
+        return type(self)(*(column[which] for column in vars(self).values()))
 
 
 class Labels:
@@ -127,73 +123,38 @@ class Labels:
         if not self._database.exists():
             name = format_id(next(iter(truths)))
             raise UnknownPrediction(f"there is no prediction {name}: the store {self._database} is empty")
+        fair, source = source not in BIASED_SOURCES, display_name(source)
         with self._database.writing() as connection:
-            rows = self._changes(connection, truths, source not in BIASED_SOURCES)
-            sampled = _drawn_among(connection, rows) if source not in BIASED_SOURCES else set()
-            source = display_name(source)
-            _insert(
-                connection,
-                [
-                    row | {"source": drawn_source(source) if row["prediction"] in sampled else source, "time": time}
-                    for row in rows
-                ],
-            )
-        return len(rows)
+            found = {row.id: row for row in _find(connection, list(truths), fair=fair)}
+            known = sa.select(models.c.number, models.c.classes)
+            known = known.where(models.c.number.in_({row.model for row in found.values()}))
+            classes = {row.number: json.loads(row.classes) for row in connection.execute(known)}
+            changes = []
+            for number, name in truths.items():
+                if number not in found:
+                    raise UnknownPrediction(f"there is no prediction {format_id(number)} in the store {self._database}")
+                row = found[number]
+                if (label := _index(name, classes[row.model])) != row.label:
+                    changes.append(_change(row, label, drawn_source(source) if fair and row.drawn else source))
+            _insert(connection, changes, time)
+        return len(changes)
 
     def insert_drawn(self, ids: Sequence[int], time: float) -> None:
-        """Record that predictions were drawn at random to be labelled: their labels are a fair sample.
+        """Record that predictions, by the numbers of their ids, were drawn at random: their labels are a fair sample.
 
         Existing labels of some of them are inserted once more, as part of the sample.
-
-        Parameters
-        ----------
-        ids
-            Numbers of their ids.
-        time
-            Seconds since 1970.
         """
         if not ids or not self._database.exists():
             return
         with self._database.writing() as connection:
-            columns = predictions.c.sequence, predictions.c.model, current_label()
-            rows = [
-                row
-                for part in _chunks(ids)
-                for row in connection.execute(sa.select(*columns).where(predictions.c.id.in_(part)))
-            ]
-            known = _drawn_among(connection, [{"prediction": row.sequence} for row in rows])
-            fresh = [row for row in rows if row.sequence not in known]
+            fresh = [row for row in _find(connection, ids) if not row.drawn]
             if not fresh:
                 return
             oldest = sa.select(sa.func.min(predictions.c.sequence)).scalar_subquery()
             connection.execute(drawn.delete().where(drawn.c.prediction < oldest))
             connection.execute(drawn.insert(), [{"prediction": row.sequence, "time": time} for row in fresh])
-            labelled = [row for row in fresh if row.label is not None]
-            about = {"source": DRAWN_SOURCE, "time": time}
-            _insert(
-                connection,
-                [{"prediction": row.sequence, "model": row.model, "label": row.label} | about for row in labelled],
-            )
-
-    def _changes(self, connection: sa.Connection, truths: Mapping[int, str], fair: bool) -> list[dict[str, Any]]:
-        """Labels that differ from the current ones, of fair sources or of all."""
-        current: dict[int, sa.Row[Any]] = {}
-        for ids in _chunks(list(truths)):
-            query = sa.select(predictions.c.id, predictions.c.sequence, predictions.c.model, current_label(fair=fair))
-            current |= {row.id: row for row in connection.execute(query.where(predictions.c.id.in_(ids)))}
-        classes: dict[int, list[str]] = {}
-        changes = []
-        for number, name in truths.items():
-            if number not in current:
-                raise UnknownPrediction(f"there is no prediction {format_id(number)} in the store {self._database}")
-            row = current[number]
-            if row.model not in classes:
-                found = sa.select(models.c.classes).where(models.c.number == row.model)
-                classes[row.model] = json.loads(connection.execute(found).scalar_one())
-            label = _index(name, classes[row.model])
-            if label != row.label:
-                changes.append({"prediction": row.sequence, "model": row.model, "label": label})
-        return changes
+            labelled = [_change(row, row.label, DRAWN_SOURCE) for row in fresh if row.label is not None]
+            _insert(connection, labelled, time)
 
     def last(self) -> int:
         """The number of the newest label, of any version; 0 when there is none."""
@@ -201,28 +162,12 @@ class Labels:
         return (rows[0][0] or 0) if rows else 0
 
     def since(self, model: ModelVersion, number: int, limit: int) -> LabelRows:
-        """The first ``limit`` labels of a version from fair sources, above a number, in their order.
-
-        Parameters
-        ----------
-        number
-            Of the last label that the caller has; 0 for all.
-        """
+        """The first ``limit`` labels of a version from fair sources above a number, 0 for all, in their order."""
         earlier = labels.alias()
-        before = (
-            sa.select(earlier.c.label)
-            .where(earlier.c.prediction == labels.c.prediction, earlier.c.number < labels.c.number)
-            .where(earlier.c.source.not_in(BIASED_SOURCES))
-            .order_by(earlier.c.number.desc())
-            .limit(1)
-            .correlate(labels)
-            .scalar_subquery()
-        )
-        sampled = (
+        drawn_before = (
             sa.exists()
             .where(earlier.c.prediction == labels.c.prediction, earlier.c.number < labels.c.number)
             .where(from_drawn(earlier.c.source))
-            .correlate(labels)
         )
         query = (
             sa.select(
@@ -230,48 +175,26 @@ class Labels:
                 predictions.c.id,
                 labels.c.prediction,
                 labels.c.label,
-                sa.func.coalesce(before, NO_CLASS),
+                sa.func.coalesce(current_label(labels.c.number - 1).element, NO_CLASS),
                 sa.func.coalesce(predictions.c.predicted, NO_CLASS),
                 predictions.c.confidence,
                 labels.c.time,
                 labels.c.source,
                 labels.c.after,
-                sampled.label("drawn_before"),
+                drawn_before.label("drawn_before"),
+                sa.or_(from_drawn(labels.c.source), drawn_before).label("drawn"),
             )
             .join(predictions)
             .where(labels.c.model == self._versions.number(model), labels.c.number > number)
             .where(labels.c.source.not_in(BIASED_SOURCES))
         )
         rows = self._database.fetch_all(query.order_by(labels.c.number).limit(limit))
-        *integers, confidence, time, source, after, before_it = zip(*rows, strict=True) if rows else [()] * 11
-        numbers, ids, sequence, label, replaced, predicted = (np.array(column, np.int64) for column in integers)
-        return LabelRows(
-            number=numbers,
-            ids=ids,
-            sequence=sequence,
-            labels=label,
-            before=replaced,
-            predicted=predicted,
-            confidence=np.array(confidence, np.float32),
-            time=np.array(time, np.float64),
-            source=np.array(source, object),
-            after=np.array(after, np.int64),
-            drawn_before=np.array(before_it, np.bool_),
-            drawn=np.array(before_it, np.bool_) | np.array([is_drawn(text) for text in source], np.bool_),
-        )
+        return LabelRows.from_columns(*zip(*rows, strict=True)) if rows else LabelRows.empty()
 
-    def drawn_between(
-        self, model: ModelVersion, first: int, last: int, up_to_label: int | None = None
-    ) -> NDArray[np.int64]:
-        """Sequence numbers of the predictions from ``first`` to ``last`` with a label of a drawn sample.
-
-        Parameters
-        ----------
-        up_to_label
-            Labels above this number are not yet taken into account.
-        """
+    def drawn_between(self, first: int, last: int, up_to_label: int | None) -> NDArray[np.int64]:
+        """Sequence numbers of predictions from ``first`` to ``last`` with a label of a drawn sample up to a number."""
         query = sa.select(labels.c.prediction).distinct().where(labels.c.prediction.between(first, last))
-        query = query.where(labels.c.model == self._versions.number(model), from_drawn(labels.c.source))
+        query = query.where(from_drawn(labels.c.source))
         if up_to_label is not None:
             query = query.where(labels.c.number <= up_to_label)
         return np.array([row.prediction for row in self._database.fetch_all(query)], np.int64)
@@ -287,7 +210,7 @@ def _index(name: str, classes: Sequence[str]) -> int:
     raise SettingsError(f"there is no class {name!r}; the classes are {suggest(classes, name)}")
 
 
-def current_label(up_to_label: int | None = None, *, fair: bool = True) -> sa.Label[Any]:
+def current_label(up_to_label: sa.ColumnElement[int] | int | None = None, *, fair: bool = True) -> sa.Label[Any]:
     """The newest label of the prediction of the surrounding query, NULL when there is none.
 
     Parameters
@@ -297,12 +220,13 @@ def current_label(up_to_label: int | None = None, *, fair: bool = True) -> sa.La
     fair
         Whether those of biased sources are left out.
     """
-    query = sa.select(labels.c.label).where(labels.c.prediction == predictions.c.sequence)
+    given = labels.alias()
+    query = sa.select(given.c.label).where(given.c.prediction == predictions.c.sequence)
     if fair:
-        query = query.where(labels.c.source.not_in(BIASED_SOURCES))
+        query = query.where(given.c.source.not_in(BIASED_SOURCES))
     if up_to_label is not None:
-        query = query.where(labels.c.number <= up_to_label)
-    return query.order_by(labels.c.number.desc()).limit(1).correlate(predictions).scalar_subquery().label("label")
+        query = query.where(given.c.number <= up_to_label)
+    return query.order_by(given.c.number.desc()).limit(1).correlate_except(given).scalar_subquery().label("label")
 
 
 def from_drawn(source: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
@@ -310,41 +234,36 @@ def from_drawn(source: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.or_(source == DRAWN_SOURCE, source.startswith(f"{DRAWN_SOURCE}: "))
 
 
-def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert labels, and mark the rollups that must be counted again."""
-    if rows:
-        after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
-        connection.execute(labels.insert(), [{**row, "after": after} for row in rows])
-    for model in {row["model"] for row in rows}:
-        _mark_stale(connection, model, [row["prediction"] for row in rows if row["model"] == model])
+def chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Ids in parts that fit into a statement."""
+    for first in range(0, len(ids), MAX_IDS):
+        yield ids[first : first + MAX_IDS]
 
 
-def _drawn_among(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """The predictions among these that were drawn."""
-    sequences = [row["prediction"] for row in rows]
-    queries = (sa.select(drawn.c.prediction).where(drawn.c.prediction.in_(part)) for part in _chunks(sequences))
-    return {row.prediction for query in queries for row in connection.execute(query)}
+def _find(connection: sa.Connection, ids: Sequence[int], *, fair: bool = True) -> list[sa.Row[Any]]:
+    """Predictions by the numbers of their ids, with their current labels, and whether they were drawn."""
+    was_drawn = sa.exists().where(drawn.c.prediction == predictions.c.sequence).label("drawn")
+    columns = predictions.c.id, predictions.c.sequence, predictions.c.model, current_label(fair=fair), was_drawn
+    queries = (sa.select(*columns).where(predictions.c.id.in_(part)) for part in chunks(ids))
+    return [row for query in queries for row in connection.execute(query)]
 
 
-def _mark_stale(connection: sa.Connection, model: int, sequences: Sequence[int]) -> None:
-    """Mark the rollups that lack a label: the next process that writes rollups counts them again."""
-    reached = 0
-    for sequence in sorted(sequences):
-        if sequence <= reached:
-            continue
-        found = connection.execute(
-            sa.select(rollups.c.number, rollups.c.first, rollups.c.last)
-            .where(rollups.c.model == model, rollups.c.last >= sequence)
-            .order_by(rollups.c.last)
-            .limit(1)
-        ).first()
-        if found is None:
-            return  # this one and all later ones are in no rollup yet
-        reached = found.last
-        key = rollups.c.model == model, rollups.c.number == found.number
-        connection.execute(rollups.update().where(*key).values(stale=True))
+def _change(row: sa.Row[Any], label: int, source: str) -> dict[str, Any]:
+    return {"prediction": row.sequence, "model": row.model, "label": label, "source": source}
 
 
-def _chunks(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(numbers), MAX_IDS):
-        yield numbers[first : first + MAX_IDS]
+def _insert(connection: sa.Connection, rows: Sequence[Mapping[str, Any]], time: float) -> None:
+    """Insert labels, and mark the rollups that lack them: the next process that writes rollups counts them again."""
+    if not rows:
+        return
+    after = connection.execute(sa.select(sa.func.max(predictions.c.sequence))).scalar_one()
+    last = connection.execute(sa.select(sa.func.max(labels.c.number))).scalar_one() or 0
+    connection.execute(labels.insert(), [{**row, "time": time, "after": after} for row in rows])
+    holder = rollups.alias()
+    containing = sa.select(holder.c.number).where(
+        holder.c.model == labels.c.model, holder.c.last >= labels.c.prediction
+    )
+    first = containing.order_by(holder.c.last).limit(1).scalar_subquery()
+    lacking = sa.select(labels.c.model, first).where(labels.c.number > last)
+    key = sa.tuple_(rollups.c.model, rollups.c.number)
+    connection.execute(rollups.update().where(key.in_(lacking)).values(stale=True))

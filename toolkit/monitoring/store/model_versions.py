@@ -44,9 +44,7 @@ class ModelVersions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._numbers: dict[ModelVersion, int] = {}
-        self._statistics: dict[int, list[str]] = {}  # names of the statistics of each version, as of the last read
         database.on_reset(self._numbers.clear)
-        database.on_reset(self._statistics.clear)
 
     def register(self, model: ModelVersion) -> int:
         """Insert a model version, or add its baseline and when it was served; return its number."""
@@ -102,43 +100,13 @@ class ModelVersions:
             return int(found[0].number) if found else None
         return self._numbers[model]
 
-    def statistics(self, connection: sa.Connection, number: int, count: int) -> list[str]:
-        """The names of a version's input statistics, in the order in which they are stored.
-
-        Parameters
-        ----------
-        connection
-            To read with, when the cache has too few.
-        number
-            The key of the version.
-        count
-            How many are needed at least: another process may have added some.
-        """
-        names = self._statistics.get(number, [])
-        if len(names) < count:
-            names = self._statistics[number] = _statistics(connection, number)
-        return names
-
-    # Within a transaction of the caller, which calls ``remember`` after the commit
-
     def add(self, connection: sa.Connection, model: ModelVersion) -> int:
-        """The key of a version, which is inserted if it is missing."""
+        """The key of a version, which is inserted if it is missing, in a transaction that ends with ``remember``."""
         return self._numbers.get(model) or self._upsert(connection, model)
 
-    def add_statistics(self, connection: sa.Connection, number: int, wanted: Sequence[str]) -> list[str]:
-        """The names of a version's statistics, after adding those that are new."""
-        names = self._statistics.get(number)
-        if names is not None and set(wanted) <= set(names):
-            return names
-        names = _statistics(connection, number)
-        names += [name for name in wanted if name not in names]
-        connection.execute(models.update().where(models.c.number == number).values(statistics=json.dumps(names)))
-        return names
-
-    def remember(self, numbers: Mapping[ModelVersion, int], statistics: Mapping[int, list[str]]) -> None:
+    def remember(self, numbers: Mapping[ModelVersion, int]) -> None:
         """Cache what a committed transaction has added."""
         self._numbers |= numbers
-        self._statistics |= statistics
 
     def _upsert(self, connection: sa.Connection, model: ModelVersion) -> int:
         classes, digest = json.dumps(model.classes), _baseline_digest(model.baseline)
@@ -160,9 +128,14 @@ class ModelVersions:
         return int(found.number)
 
 
-def _statistics(connection: sa.Connection, number: int) -> list[str]:
+def statistic_columns(connection: sa.Connection, number: int, wanted: Sequence[str] = ()) -> list[str]:
+    """The names of a version's input statistics in the order in which they are stored, after adding the wanted ones."""
     text = connection.execute(sa.select(models.c.statistics).where(models.c.number == number)).scalar_one()
-    return [str(name) for name in json.loads(text)]
+    names = [str(name) for name in json.loads(text)]
+    if new := [name for name in wanted if name not in names]:
+        names += new
+        connection.execute(models.update().where(models.c.number == number).values(statistics=json.dumps(names)))
+    return names
 
 
 def _baseline_digest(baseline: Baseline | None) -> str:

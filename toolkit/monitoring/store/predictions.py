@@ -4,7 +4,7 @@ SQLite in WAL mode, where one process may write while others read, or PostgreSQL
 ten classes with six input statistics takes about 0.13 KB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from sqlalchemy.dialects import postgresql
 from toolkit.monitoring.base.predictions import WINDOWS, Predictions
 from toolkit.monitoring.store.alerts import Alerts
 from toolkit.monitoring.store.database import Database
-from toolkit.monitoring.store.labels import MAX_IDS, LabelRows, Labels, current_label
-from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions
+from toolkit.monitoring.store.labels import LabelRows, Labels, chunks, current_label
+from toolkit.monitoring.store.model_versions import ModelVersion, ModelVersions, statistic_columns
 from toolkit.monitoring.store.row_codec import LoggedPrediction, pack, statistic_names, unpack
 from toolkit.monitoring.store.schema import labels, predictions, schema_version
 
@@ -80,18 +80,14 @@ class PredictionStore:
         if not batch:
             return 0
         numbers: dict[ModelVersion, int] = {}
-        names: dict[int, list[str]] = {}
-        rows: list[tuple[Any, ...]] = [()] * len(batch)
+        rows: dict[ModelVersion, Iterator[tuple[Any, ...]]] = {}
         with self.database.writing() as connection:
             for model in dict.fromkeys(prediction.model for prediction in batch):
                 numbers[model] = number = self.versions.add(connection, model)
-                places = [place for place, prediction in enumerate(batch) if prediction.model is model]
-                part = [batch[place] for place in places]
-                names[number] = self.versions.add_statistics(connection, number, statistic_names(part))
-                for place, row in zip(places, pack(part, number, names[number]), strict=True):
-                    rows[place] = row
-            new = self._insert(connection, rows)
-        self.versions.remember(numbers, names)
+                part = [prediction for prediction in batch if prediction.model is model]
+                rows[model] = iter(pack(part, number, statistic_columns(connection, number, statistic_names(part))))
+            new = self._insert(connection, [next(rows[prediction.model]) for prediction in batch])
+        self.versions.remember(numbers)
         return new
 
     def sources_about(self, model: ModelVersion, metric: str, window: str, until: int, up_to_label: int) -> list[str]:
@@ -134,12 +130,8 @@ class PredictionStore:
     def sources(self, ids: Sequence[int]) -> dict[int, str]:
         """The names of the images of predictions, by the number of their id; those without a name are left out."""
         query = sa.select(predictions.c.id, predictions.c.source).where(predictions.c.source.is_not(None))
-        parts = [ids[first : first + MAX_IDS] for first in range(0, len(ids), MAX_IDS)]
-        return {
-            row.id: row.source
-            for part in parts
-            for row in self.database.fetch_all(query.where(predictions.c.id.in_(part)))
-        }
+        queries = (query.where(predictions.c.id.in_(part)) for part in chunks(ids))
+        return {row.id: row.source for one in queries for row in self.database.fetch_all(one)}
 
     def change_token(self) -> tuple[str, int, int] | None:
         """A value that changes with each prediction and each label of any version; None without a store.
@@ -173,10 +165,8 @@ class PredictionStore:
             return Predictions.empty(model.classes)
         query = _rows(number, None, blobs=statistics).order_by(predictions.c.sequence.desc()).limit(last)
         with self.database.reading() as connection:
-            parts = [
-                self._unpacked(connection, model, number, rows[::-1])
-                for rows in connection.execute(query).partitions(PAGE_SIZE)
-            ]
+            pages = connection.execute(query).partitions(PAGE_SIZE)
+            parts = [_unpacked(connection, model, number, rows[::-1]) for rows in pages]
         return Predictions.concatenate(parts[::-1]) if parts else Predictions.empty(model.classes)
 
     def rows_since(self, model: ModelVersion, sequence: int, limit: int, up_to_label: int | None = None) -> Predictions:
@@ -200,17 +190,15 @@ class PredictionStore:
         query = _rows(number, up_to_label, blobs=True).where(predictions.c.sequence > sequence)
         with self.database.reading() as connection:
             rows = connection.execute(query.order_by(predictions.c.sequence).limit(limit)).all()
-            window = self._unpacked(connection, model, number, rows) if rows else Predictions.empty(model.classes)
+            window = _unpacked(connection, model, number, rows) if rows else Predictions.empty(model.classes)
         if not window.n_labels:
             return window
-        sampled = self.labels.drawn_between(model, int(window.sequence[0]), int(window.sequence[-1]), up_to_label)
+        sampled = self.labels.drawn_between(int(window.sequence[0]), int(window.sequence[-1]), up_to_label)
         return replace(window, drawn=np.isin(window.sequence, sampled))
 
-    def _unpacked(
-        self, connection: sa.Connection, model: ModelVersion, number: int, rows: Sequence[sa.Row[Any]]
-    ) -> Predictions:
-        longest = max((len(row[-1] or b"") for row in rows), default=0) // 4 if len(rows[0]) > 8 else 0
-        return unpack(model.classes, rows, self.versions.statistics(connection, number, longest))
+
+def _unpacked(connection: sa.Connection, model: ModelVersion, number: int, rows: Sequence[sa.Row[Any]]) -> Predictions:
+    return unpack(model.classes, rows, statistic_columns(connection, number))  # read after the rows: it only grows
 
 
 def _rows(model: int, up_to_label: int | None, *, blobs: bool) -> sa.Select[Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from toolkit.errors import UnknownPrediction
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
+from toolkit.monitoring.store import labels
 from toolkit.monitoring.store import predictions as module
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
@@ -156,7 +157,7 @@ def test_threads_share_a_store(store, prediction):
 
 
 def test_images_are_found_again_by_the_names_that_came_with_them(store, prediction, monkeypatch):
-    monkeypatch.setattr(module, "MAX_IDS", 2)
+    monkeypatch.setattr(labels, "MAX_IDS", 2)
     model = ModelVersion("1", CLASSES)
     store.write([prediction(i, model, source=f"{i}.jpg" if i % 2 else None) for i in range(1, 8)])
     assert store.sources([7, 1, 2, 3, 99]) == {1: "1.jpg", 3: "3.jpg", 7: "7.jpg"}
