@@ -106,15 +106,7 @@ class Alerts:
         return True
 
     def update(self, alert_id: int, **values: float | str | None) -> bool:
-        """Change an alert while it is active; return whether it was.
-
-        Parameters
-        ----------
-        alert_id
-            Its id.
-        values
-            ``notified_at``, ``acknowledged_at``, ``acknowledged_by``, ``cleared_at``: seconds since 1970 and a name.
-        """
+        """Change fields of an alert, such as ``cleared_at``, while it is active; return whether it was."""
         active = alerts.c.id == alert_id, alerts.c.cleared_at.is_(None)
         with self._database.writing() as connection:
             return connection.execute(alerts.update().where(*active).values(**values)).rowcount > 0
@@ -128,16 +120,12 @@ class Alerts:
             return connection.execute(alerts.update().where(*others).values(cleared_at=time)).rowcount
 
     def claim_reminder(self, alert_id: int, notified_at: float | None, time: float) -> bool:
-        """Record that a reminder of an alert is sent; return whether no other process has claimed it.
+        """Record that a reminder of an active alert is sent now; return whether no other process has claimed it.
 
         Parameters
         ----------
-        alert_id
-            Of an active alert.
         notified_at
             When the last notification was sent, as far as the caller knows.
-        time
-            Now, in seconds since 1970.
         """
         due = alerts.c.id == alert_id, alerts.c.cleared_at.is_(None), alerts.c.notified_at == notified_at
         with self._database.writing() as connection:
@@ -146,17 +134,7 @@ class Alerts:
     def find(
         self, model: ModelVersion | None = None, since: float | None = None, *, active: bool = False
     ) -> list[Alert]:
-        """Alerts of one model version or of all, newest first.
-
-        Parameters
-        ----------
-        model
-            The version; None for all.
-        since
-            Only those raised at or after this time, in seconds since 1970.
-        active
-            Only those that have not been cleared.
-        """
+        """Alerts of one version or of all, newest first: raised at or after a time, or not yet cleared."""
         query = select_alerts()
         if model is not None:
             query = query.where(alerts.c.model == self._versions.number(model))

@@ -68,13 +68,12 @@ class BackgroundWriter(Generic[Item]):
         self._give_up_at = 0.0  # when a closing queue stops to retry, on the monotonic clock
         self._due: float | None = None  # when to call ``write`` even if no item arrives, on the monotonic clock
         self._flushes = 0  # callers that wait for the queue to be empty
-        self._accepted = self._done = 0  # items ever queued, and ever written or lost
+        self._accepted = 0  # items ever queued
         self._woken = self._answered = 0  # calls of wake, and how many of them were answered
         self._written = self._dropped = self._lost = self._errors = 0
-        self._failing = False  # whether the last write failed
-        self._retrying = False  # and its batch is kept to be written again
+        self._failure: Exception | None = None  # of the last write
+        self._retrying = False  # whether its batch is kept to be written again
         self._dropping = False  # since the queue was last empty
-        self._error: Exception | None = None  # the last one
         self._missed = 0  # items lost or dropped before the store began to fail
 
     def put(self, item: Item) -> bool:
@@ -102,18 +101,20 @@ class BackgroundWriter(Generic[Item]):
             When no slot became free within a minute, in a queue that waits; the message has the number queued.
         """
         put = 0
-        while put < len(items):
-            with self._changed:
-                free = self._free_slots(put, len(items))
-                if free == 0:
-                    break
+        with self._changed:
+            while put < len(items) and (free := self._free_slots(put, len(items))):
                 self._items.extend(items[put : put + free])
                 self._accepted += free
                 put += free
                 waiting = len(self._items)
                 self._notify(waiting == free or waiting >= self._full_batch > waiting - free)
-        if put < len(items):
-            self._count_dropped(len(items) - put)
+            if put < len(items):
+                self._dropped += len(items) - put
+                if self._retrying:
+                    self._changed.notify_all()  # the batch to be retried must free its slots
+                if not self._dropping:
+                    self._dropping = True
+                    logger.warning("predictions arrive faster than they are stored: some are dropped")
         return put
 
     def _free_slots(self, put: int, wanted: int) -> int:
@@ -123,21 +124,12 @@ class BackgroundWriter(Generic[Item]):
         if not self._drop and len(self._items) >= self._capacity:
             self._notify(True)
             if not self._changed.wait_for(lambda: len(self._items) < self._capacity, PUT_TIMEOUT_S):
-                cause = f": {first_line(self._error)}" if self._failing and self._error else ""
+                cause = f": {first_line(self._failure)}" if self._failure else ""
                 raise StoreError(
                     f"{put:,} of {wanted:,} predictions were logged: {self._capacity:,} wait to be stored, and the"
                     f" store has taken nothing for {PUT_TIMEOUT_S:g} s{cause}"
                 )
         return min(wanted - put, max(0, self._capacity - len(self._items)))
-
-    def _count_dropped(self, count: int) -> None:
-        with self._changed:
-            first, self._dropping = not self._dropping, True
-            self._dropped += count
-            if self._retrying:
-                self._changed.notify_all()  # the batch to be retried must free its slots
-        if first:
-            logger.warning("predictions arrive faster than they are stored: some are dropped")
 
     @property
     def backlog(self) -> int:
@@ -161,7 +153,7 @@ class BackgroundWriter(Generic[Item]):
             accepted, woken = self._accepted, self._woken
 
             def is_done() -> bool:
-                return self._done >= accepted and self._answered >= woken
+                return self._written + self._lost >= accepted and self._answered >= woken
 
             self._flushes += 1
             self._changed.notify_all()
@@ -189,7 +181,7 @@ class BackgroundWriter(Generic[Item]):
         """Numbers of items waiting, written, dropped and lost by failed writes; and of failed writes."""
         with self._changed:
             return {
-                "queued": self._accepted - self._done,
+                "queued": self._accepted - self._written - self._lost,
                 "written": self._written,
                 "dropped": self._dropped,
                 "lost": self._lost,
@@ -228,7 +220,6 @@ class BackgroundWriter(Generic[Item]):
             while not self._try_write(batch):
                 pass
             with self._changed:
-                self._done += len(batch)
                 self._answered = woken
                 self._changed.notify_all()
 
@@ -261,21 +252,21 @@ class BackgroundWriter(Generic[Item]):
             return self._failed(batch, error)
         with self._changed:
             self._due = None if pause is None else time.monotonic() + pause
-            if self._failing:
+            if self._failure:
                 missed = self._lost + self._dropped - self._missed
                 logger.warning("the store works again after %d predictions were lost", missed)
-            self._failing = self._retrying = False
+            self._failure, self._retrying = None, False
             self._written += len(batch)
         return True
 
     def _failed(self, batch: list[Item], error: Exception) -> bool:
         """Count a failure, and pause; return whether the batch is given up."""
         with self._changed:
-            if not self._failing:
+            if not self._failure:
                 logger.error("the store fails, predictions may be lost: %s", error)
-                self._failing, self._missed = True, self._lost + self._dropped
+                self._missed = self._lost + self._dropped
                 self._give_up_at = time.monotonic() + self._grace()
-            self._errors, self._error = self._errors + 1, error
+            self._errors, self._failure = self._errors + 1, error
             self._retrying = isinstance(error, StoreError | OSError) and not self._must_give_up()
             if self._retrying:
                 self._changed.notify_all()  # ``flush`` does not wait while the store fails
@@ -287,7 +278,6 @@ class BackgroundWriter(Generic[Item]):
                 count = len(batch) + len(self._items)
                 logger.error("the store did not take %d predictions before the end: they are lost", count)
                 self._lost += len(self._items)
-                self._done += len(self._items)
                 self._items.clear()
                 self._changed.notify_all()
             return True

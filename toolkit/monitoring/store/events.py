@@ -16,16 +16,11 @@ PAGE_SIZE = 10_000  # predictions or labels that are read from the store at a ti
 
 
 class Events(NamedTuple):
-    """Consecutive predictions and labels of one model version.
+    """Consecutive predictions and labels of one model version."""
 
-    ``rows`` are n predictions, oldest first, without labels; ``labels`` are m labels of these or of
-    earlier predictions, in their order; ``due`` (m,), never decreasing, says how many of the rows came
-    before each label.
-    """
-
-    rows: Predictions
-    labels: LabelRows
-    due: NDArray[np.int64]
+    rows: Predictions  # n, oldest first, without labels
+    labels: LabelRows  # m labels of these or of earlier predictions, in their order
+    due: NDArray[np.int64]  # (m,), never decreasing: how many of the rows came before each label
 
 
 def read_events(
@@ -35,10 +30,6 @@ def read_events(
 
     Parameters
     ----------
-    store
-        Where predictions and labels come from.
-    model
-        The version.
     sequence, label
         The last prediction and the last label that the caller has; 0 for all.
     until

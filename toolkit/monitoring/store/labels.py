@@ -29,42 +29,20 @@ MAX_IDS = 500  # in one statement: the number of its parameters is limited
 
 @dataclass(frozen=True, eq=False)
 class LabelRows:
-    """Labels in the order in which they arrived, as columns.
+    """Labels in the order in which they arrived, as columns (n,)."""
 
-    Parameters
-    ----------
-    number
-        (n,), of each label, increasing; a label that arrives later has a larger one.
-    ids, sequence
-        (n,), id and sequence number of the prediction that was labelled.
-    labels
-        (n,), index of the true class.
-    before
-        (n,), the label that the prediction had until then; -1 where it had none.
-    predicted, confidence
-        (n,), the answer, as in ``Predictions``.
-    time
-        (n,), when the label arrived, in seconds since 1970.
-    source
-        (n,), where it came from, as texts.
-    after
-        (n,), sequence number of the last prediction of any version that was in the store by then.
-    drawn_before, drawn
-        (n,), whether the prediction has a label of a sample drawn at random: before this label, and with it.
-    """
-
-    number: NDArray[np.int64]
-    ids: NDArray[np.int64]
+    number: NDArray[np.int64]  # of each label, increasing; a label that arrives later has a larger one
+    ids: NDArray[np.int64]  # id and sequence number of the prediction that was labelled
     sequence: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    before: NDArray[np.int64]
-    predicted: NDArray[np.int64]
+    labels: NDArray[np.int64]  # index of the true class
+    before: NDArray[np.int64]  # the label that the prediction had until then; -1 where it had none
+    predicted: NDArray[np.int64]  # the answer, as in ``Predictions``
     confidence: NDArray[np.float32]
-    time: NDArray[np.float64]
-    source: NDArray[np.object_]
-    after: NDArray[np.int64]
-    drawn_before: NDArray[np.bool_]
-    drawn: NDArray[np.bool_]
+    time: NDArray[np.float64]  # when the label arrived, in seconds since 1970
+    source: NDArray[np.object_]  # where it came from, as texts
+    after: NDArray[np.int64]  # sequence number of the last prediction of any version in the store by then
+    drawn_before: NDArray[np.bool_]  # whether the prediction had a label of a sample drawn at random before
+    drawn: NDArray[np.bool_]  # and whether it has one now
 
     @classmethod
     def from_columns(cls, *columns: Sequence[Any]) -> Self:

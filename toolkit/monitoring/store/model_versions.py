@@ -18,24 +18,12 @@ _NEWEST = models.c.served_at.desc().nulls_last(), models.c.number.desc()
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain equality: one object is one registration
 class ModelVersion:
-    """One model version, as the monitor needs it.
+    """One model version, as the monitor needs it."""
 
-    Parameters
-    ----------
-    version
-        Its name; windows of two versions are never mixed.
-    classes
-        Class names in output order.
-    baseline
-        Its answers on held-out images.
-    served_at
-        When it went into service, in seconds since 1970; None for a shadow of the served version.
-    """
-
-    version: str
-    classes: tuple[str, ...]
-    baseline: Baseline | None = None
-    served_at: float | None = None
+    version: str  # its name; windows of two versions are never mixed
+    classes: tuple[str, ...]  # names in output order
+    baseline: Baseline | None = None  # its answers on held-out images
+    served_at: float | None = None  # seconds since 1970; None for a shadow of the served version
 
 
 class ModelVersions:
@@ -56,10 +44,7 @@ class ModelVersions:
     def current(self, known: ModelVersion | None = None) -> ModelVersion | None:
         """The version most recently served, else the one most recently inserted; None in an empty store.
 
-        Parameters
-        ----------
-        known
-            Returned as it is while it is still the current one, so that its baseline is read once.
+        ``known`` is returned as it is while it is still the current one, so that its baseline is read once.
         """
         found = self._database.fetch_all(sa.select(models.c.version, models.c.served_at).order_by(*_NEWEST).limit(1))
         if not found:

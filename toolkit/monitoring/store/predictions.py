@@ -97,8 +97,6 @@ class PredictionStore:
 
         Parameters
         ----------
-        model, metric, window
-            Those of the alert.
         until
             Sequence number of the last prediction in the window.
         up_to_label
@@ -153,8 +151,6 @@ class PredictionStore:
 
         Parameters
         ----------
-        model
-            The version.
         last
             How many; None for all that have not been deleted.
         statistics
@@ -174,12 +170,8 @@ class PredictionStore:
 
         Parameters
         ----------
-        model
-            The version.
         sequence
             The last one that the caller has; 0 for all.
-        limit
-            How many rows at most.
         up_to_label
             The last label to take into account, as of ``labels.last``; all when None. Rows read
             up to a label, and then the labels above it, count each label once.

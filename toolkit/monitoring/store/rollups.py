@@ -6,7 +6,7 @@ The counts are opaque bytes here: callers pass one function that makes them from
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
 
@@ -28,35 +28,20 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass(frozen=True)
 class Rollup:
-    """Consecutive predictions of one model version, counted.
+    """Consecutive predictions of one model version, counted."""
 
-    Parameters
-    ----------
-    number
-        Index of its first 1,000 predictions among those of the version, from 0.
-    n
-        How many predictions: 1,000, or 10,000, 100,000 ... where rollups were merged.
-    first, last
-        Sequence numbers of the first and the last prediction.
-    since, until
-        The earliest and the latest time, in seconds since 1970.
-    last_label
-        The last label in the counts: those with a greater number are not in them.
-    has_rows
-        Whether its predictions have not been deleted.
-    counts
-        Counts of the predictions, as bytes.
-    """
-
-    number: int
-    n: int
-    first: int
+    number: int  # index of its first 1,000 predictions among those of the version, from 0
+    n: int  # 1,000, or 10,000, 100,000 ... where rollups were merged
+    first: int  # sequence numbers of the first and the last prediction
     last: int
-    since: float
+    since: float  # the earliest and the latest time, in seconds since 1970
     until: float
-    last_label: int
-    has_rows: bool
+    last_label: int  # the last label in the counts: those with a greater number are not in them
+    has_rows: bool  # whether its predictions have not been deleted
     counts: bytes
+
+
+_COLUMNS = [rollups.c[field.name] for field in fields(Rollup)]
 
 
 def read_rollups(store: PredictionStore, model: ModelVersion) -> list[Rollup]:
@@ -69,10 +54,9 @@ def read_rollups(store: PredictionStore, model: ModelVersion) -> list[Rollup]:
     """
     newest = sa.select(sa.func.coalesce(sa.func.max(labels.c.number), 0)).scalar_subquery()
     known = sa.case((rollups.c.stale, rollups.c.last_label), else_=newest).label("last_label")
-    column = rollups.c
-    columns = column.number, column.n, column.first, column.last, column.since, column.until, known
-    query = sa.select(*columns, column.has_rows, column.counts).where(column.model == store.versions.number(model))
-    return [Rollup(**row._mapping) for row in store.database.fetch_all(query.order_by(column.number))]
+    query = sa.select(*(known if column.name == "last_label" else column for column in _COLUMNS))
+    query = query.where(rollups.c.model == store.versions.number(model)).order_by(rollups.c.number)
+    return [Rollup(**row._mapping) for row in store.database.fetch_all(query)]
 
 
 # Writing
@@ -83,16 +67,7 @@ def write_due_rollups(
 ) -> int:
     """Write the rollups that are due, and rewrite those that lack a label; return how many.
 
-    Several processes may do so at the same time.
-
-    Parameters
-    ----------
-    store, model
-        Where, and of which version.
-    make
-        Counts 1,000 predictions with their labels.
-    at_most
-        How many to write now; all that are due when None.
+    Several processes may do so at the same time. ``make`` counts 1,000 predictions with their labels.
     """
     number = store.versions.number(model)
     written = 0
@@ -136,14 +111,14 @@ def _write(store: PredictionStore, model: int, place: int, rows: Predictions, la
             .join(predictions)
             .where(labels.c.model == model, labels.c.number > last_label, labels.c.prediction.between(first, last))
         )
-        values = {"last_label": last_label, "counts": counts}
-        values["stale"] = connection.execute(newer.limit(1)).first() is not None
+        stale = connection.execute(newer.limit(1)).first() is not None
         there = connection.execute(sa.select(rollups.c.last_label, rollups.c.last).where(*key)).first()
         if there is None:
-            times = {"since": float(rows.time.min()), "until": float(rows.time.max())}
-            place_of = {"model": model, "number": place, "n": rows.n, "first": first, "last": last, "has_rows": True}
-            connection.execute(rollups.insert().values(**place_of, **times, **values))
+            times = float(rows.time.min()), float(rows.time.max())
+            new = Rollup(place, rows.n, first, last, *times, last_label, has_rows=True, counts=counts)
+            connection.execute(rollups.insert().values(model=model, stale=stale, **vars(new)))
         elif there.last_label <= last_label and there.last == last:
+            values = {"last_label": last_label, "stale": stale, "counts": counts}
             connection.execute(rollups.update().where(*key, rollups.c.has_rows).values(**values))
 
 
@@ -153,14 +128,8 @@ def _write(store: PredictionStore, model: int, place: int, rows: Predictions, la
 def merge_old_rollups(store: PredictionStore, model: ModelVersion, add: Callable[[bytes, bytes], bytes]) -> int:
     """Merge old rollups without rows, ten into one; return how many were made.
 
-    The last hundred of each size stay, so that there are about a hundred for each factor of ten.
-
-    Parameters
-    ----------
-    store, model
-        Where, and of which version.
-    add
-        Adds up the counts of two rollups.
+    The last hundred of each size stay, so that there are about a hundred for each factor of ten. ``add`` adds up the
+    counts of two rollups.
     """
     number = store.versions.number(model)
     merged = 0
@@ -176,34 +145,28 @@ def _mergeable(store: PredictionStore, model: int) -> list[Rollup]:
     sizes = sa.select(rollups.c.n).where(*without_rows).group_by(rollups.c.n).having(many).order_by(rollups.c.n)
     if not (found := store.database.fetch_all(sizes)):
         return []
-    columns = [rollups.c[name] for name in Rollup.__dataclass_fields__]
-    query = sa.select(*columns).where(*without_rows, rollups.c.n == found[0].n).order_by(rollups.c.number)
+    query = sa.select(*_COLUMNS).where(*without_rows, rollups.c.n == found[0].n).order_by(rollups.c.number)
     return [Rollup(**row._mapping) for row in store.database.fetch_all(query.limit(MERGE_FACTOR))]
 
 
 def _replace(store: PredictionStore, model: int, old: list[Rollup], counts: bytes) -> bool:
     """Replace several rollups by one, unless another process has done so."""
+    new = replace(
+        old[0],
+        n=sum(rollup.n for rollup in old),
+        last=old[-1].last,
+        since=min(rollup.since for rollup in old),
+        until=max(rollup.until for rollup in old),
+        last_label=max(rollup.last_label for rollup in old),
+        counts=counts,
+    )
     numbers = [rollup.number for rollup in old]
     with store.database.writing() as connection:
         key = rollups.c.model == model, rollups.c.number.in_(numbers), rollups.c.n == old[0].n
         if connection.execute(rollups.delete().where(*key)).rowcount < len(old):
             connection.rollback()
             return False
-        connection.execute(
-            rollups.insert().values(
-                model=model,
-                number=old[0].number,
-                n=sum(rollup.n for rollup in old),
-                first=old[0].first,
-                last=old[-1].last,
-                since=min(rollup.since for rollup in old),
-                until=max(rollup.until for rollup in old),
-                last_label=max(rollup.last_label for rollup in old),
-                stale=False,
-                has_rows=False,
-                counts=counts,
-            )
-        )
+        connection.execute(rollups.insert().values(model=model, stale=False, **vars(new)))
     return True
 
 
@@ -226,12 +189,6 @@ def delete_expired(
 
     Parameters
     ----------
-    store
-        Where.
-    keep_days
-        Age in days beyond which predictions are deleted; no limit when None.
-    keep_rows
-        How many predictions of each version are kept; no limit when None.
     now
         Seconds since 1970; the current time when None.
     at_most

@@ -14,42 +14,22 @@ _NAN = b"\xff"  # two of these bytes are a float16 that is not a number, four a 
 
 
 class LoggedPrediction(NamedTuple):
-    """One answer of a model, on its way into the store.
+    """One answer of a model, on its way into the store."""
 
-    Parameters
-    ----------
-    id
-        The number of its id.
-    time
-        Seconds since 1970.
-    model
-        The version that answered.
-    probabilities
-        (K,) float16, as they are stored and counted.
-    statistics
-        Input statistics of the image.
-    latency_ms
-        Duration of the answer, in milliseconds.
-    source
-        Name of the image, as ``image_name`` makes it.
-    """
-
-    id: int
-    time: float
+    id: int  # the number of its id
+    time: float  # seconds since 1970
     model: ModelVersion
-    probabilities: NDArray[np.float16]
-    statistics: Mapping[str, float] = MappingProxyType({})
+    probabilities: NDArray[np.float16]  # (K,), as they are stored and counted
+    statistics: Mapping[str, float] = MappingProxyType({})  # of the image
     latency_ms: float | None = None
-    source: str | None = None
+    source: str | None = None  # name of the image, as ``image_name`` makes it
 
 
 def pack(batch: Sequence[LoggedPrediction], number: int, names: Sequence[str]) -> list[tuple[Any, ...]]:
-    """Predictions of one model as tuples for the table, in its order of columns without the sequence.
+    """Predictions of one model, one at least, as tuples for the table, in its order of columns without the sequence.
 
     Parameters
     ----------
-    batch
-        n predictions, n > 0.
     number
         The key of the model.
     names
@@ -107,8 +87,6 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
 
     Parameters
     ----------
-    classes
-        Class names in output order.
     rows
         Sequence, id, time, predicted class, confidence, label and latency, and then, if they were
         queried, probabilities and values of the statistics; at least one row.
@@ -136,19 +114,8 @@ def unpack(classes: tuple[str, ...], rows: Sequence[Sequence[Any]], names: Seque
 
 
 def stack_blobs(blobs: Sequence[bytes | None], kind: str, width: int) -> NDArray[Any]:
-    """The numbers in each blob as a row: (n, width), NaN where a blob is shorter or None.
+    """The numbers of type ``kind`` in each of n blobs as a row: (n, width), NaN where a blob is shorter or None.
 
-    Parameters
-    ----------
-    blobs
-        n blobs.
-    kind
-        Type of their numbers: ``"<f2"`` or ``"<f4"``.
-    width
-        Numbers in a row.
-
-    Examples
-    --------
     >>> stack_blobs([np.array([0.5, 0.25], "<f4").tobytes(), None], "<f4", 2).tolist()
     [[0.5, 0.25], [nan, nan]]
     """
