@@ -148,7 +148,7 @@ def _apply(
             status=status,
             value=finding.value or 0.0,
             message=finding.alert_text(level),
-            details=finding.details,
+            details=finding.text.details,
             notified_at=now,
             sources=tuple(sources),
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toolkit.monitoring.alerting.findings import EVALUATION_INTERVALS, NON_FINITE, Finding, evaluate_window
-from toolkit.monitoring.alerting.state import ActiveAlert, AlertState, AlertTransition, inhibit
+from toolkit.monitoring.alerting.state import ActiveAlert, AlertState, AlertTransition
 from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.detector_set import ACCURACY, DetectorSet
@@ -191,11 +191,7 @@ class AlertEvaluator:
     def _next_cut(self, done: int, total: int, pending: list[_PendingAlarm], plain: bool) -> int:
         """The number of events after which the next evaluation is due."""
         first = next((fired.end for fired in pending if self._is_first(fired.metric)), total)
-        if (
-            plain
-            and self._nothing_to_do()
-            and not any(self.counts(window).non_finite for window in EVALUATION_INTERVALS)
-        ):
+        if plain and self._nothing_to_do() and not any(self.counts(name).non_finite for name in EVALUATION_INTERVALS):
             return min(first, total)
         return min(first, total, done + EVALUATION_INTERVAL - self.position % EVALUATION_INTERVAL)
 
@@ -216,45 +212,43 @@ class AlertEvaluator:
         if self._nothing_to_do():
             return []
         alarms, self._alarms = self._alarms, {}
-        intervals = {window: int(self.position % size == 0) for window, size in EVALUATION_INTERVALS.items()}
-        recent = {finding.metric: finding for finding in self._findings("short", alarms)}
+        recent: dict[str, Finding] = {}  # of the short window
         transitions = []
-        for window in [window for window in EVALUATION_INTERVALS if intervals[window] or alarms]:
-            for finding in recent.values() if window == "short" else self._findings(window, alarms):
-                metric, evaluation = finding.metric, finding
-                if window != "short":
-                    evaluation = inhibit(finding, recent[metric], self._active.get((metric, "short")))
-                change = self._advance(evaluation, now, metric in alarms, intervals[window])
+        for window, size in EVALUATION_INTERVALS.items():
+            intervals = int(self.position % size == 0)
+            if not (intervals or alarms):
+                continue
+            for found in evaluate_window(self.counts(window), self._bins, self._thresholds, window, alarms):
+                short = recent.setdefault(found.metric, found)
+                inhibiting = self._active.get((found.metric, "short"))
+                finding = found if found is short else found.inhibited(short, inhibiting)
+                change = self._advance(finding, now, finding.metric in alarms, intervals)
                 if change is not None:
                     place = self.position, self.counts("long").n, self._sequence, self._label
-                    transitions.append(Transition(*place, now, evaluation, change))
+                    transitions.append(Transition(*place, now, finding, change))
         return transitions
 
-    def _findings(self, window: str, alarms: Mapping[str, Alarm]) -> list[Finding]:
-        return evaluate_window(self.counts(window), self._bins, self._thresholds, window, alarms)
-
-    def _advance(self, evaluation: Finding, now: float, alarm: bool, intervals: int) -> AlertTransition | None:
+    def _advance(self, finding: Finding, now: float, alarm: bool, intervals: int) -> AlertTransition | None:
         """Advance the state of one alert."""
-        key = evaluation.metric, evaluation.window
+        key = finding.metric, finding.window
         active = self._active.get(key)
         # A healthy model gives no NaN at all: here the finding itself is the evidence.
-        alarm = alarm or (evaluation.metric == NON_FINITE and evaluation.level != "ok")
+        alarm = alarm or (finding.metric == NON_FINITE and finding.level != "ok")
         self._states[key], change = self._states.get(key, AlertState()).advance(
-            evaluation, active, now, alarm=alarm, intervals=intervals, repeat_interval=self._repeat_interval
+            finding, active, now, alarm=alarm, intervals=intervals, repeat_interval=self._repeat_interval
         )
-        if change is not None:
-            after = change.applied(self._active.pop(key, None), now)
-            if after is not None:
-                self._active[key] = after
-            elif evaluation.window == "short":
-                self._drop_old(evaluation.metric)
+        if change is None:
+            return None
+        after = change.applied(active, now)
+        if after is not None:
+            self._active[key] = after
+            return change
+        del self._active[key]
+        if finding.window == "short":  # a longer window, which still holds the fault, must not raise it again
+            for window in EVALUATION_INTERVALS:
+                if (finding.metric, window) not in self._active:
+                    self._states.pop((finding.metric, window), None)
         return change
-
-    def _drop_old(self, metric: str) -> None:
-        """Forget a fault that is gone: a longer window, which still holds it, must not raise it again."""
-        for window in EVALUATION_INTERVALS:
-            if (metric, window) not in self._active:
-                self._states.pop((metric, window), None)
 
     def state(self) -> dict[str, Any]:
         """All that further alerts depend on, except the windows; ready for JSON."""

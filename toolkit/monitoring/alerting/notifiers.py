@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.errors import first_line
 from toolkit.monitoring.alerting.messages import NEXT
-from toolkit.monitoring.alerting.state import Event, alert_key
+from toolkit.monitoring.alerting.state import Event
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Notification:
     @property
     def key(self) -> str:
         """Version, metric and window: the same for all notifications of one alert."""
-        return alert_key(self.model_version, self.metric, self.window)
+        return f"{self.model_version}/{self.metric}/{self.window}"
 
     @property
     def what(self) -> str:
@@ -158,9 +158,8 @@ class Notifiers:
         self._notifiers = dict(notifiers)
         self._on_immediate = on_immediate
         self._counting = threading.Lock()
-        self._taken = dict.fromkeys(self._notifiers, 0)
-        self._raised = dict.fromkeys(self._notifiers, 0)
-        self._failing: set[str] = set()  # notifiers whose last notification failed
+        self._counts = {name: {"sent": 0, "failed": 0, "dropped": 0} for name in self._notifiers}
+        self._failing = dict.fromkeys(self._notifiers, False)  # whether the last notification failed
         self._reacted: set[str] = set()  # keys of the alerts that were reacted to
         self._reactions: list[threading.Thread] = []
 
@@ -176,13 +175,12 @@ class Notifiers:
             try:
                 notifier.send(notification)
             except Exception as error:  # noqa: BLE001  # whatever it is, the other notifiers and the predictions go on
-                self._failed(name, error)
+                self._count(name, error)
             else:
-                self._succeeded(name)
+                self._count(name, None)
         if self._on_immediate is not None and react and self._is_due(notification):
-            reaction = threading.Thread(
-                target=self._run_reaction, args=(self._on_immediate, notification), name="alert-reaction", daemon=True
-            )
+            about = self._on_immediate, notification
+            reaction = threading.Thread(target=self._react, args=about, name="alert-reaction", daemon=True)
             try:
                 reaction.start()
             except RuntimeError as error:  # the machine allows no more threads, or the process is ending
@@ -192,13 +190,11 @@ class Notifiers:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Notifications ``sent``, ``failed`` and ``dropped``, by the notifier's name."""
-        with self._counting:
-            taken, raised = dict(self._taken), dict(self._raised)
-        counts = {}
-        for name, notifier in self._notifiers.items():
-            own = {"sent": taken[name], "failed": 0, "dropped": 0} | notifier.stats()
-            counts[name] = own | {"failed": own["failed"] + raised[name]}
-        return counts
+        own = {name: notifier.stats() for name, notifier in self._notifiers.items()}
+        return {
+            name: counts | own[name] | {"failed": counts["failed"] + own[name].get("failed", 0)}
+            for name, counts in self._counts.items()
+        }
 
     def close(self) -> None:
         """Let notifiers send what is waiting and reactions end, within a second or two each."""
@@ -210,20 +206,14 @@ class Notifiers:
         for reaction in self._reactions:
             reaction.join(EXIT_TIMEOUT_S)
 
-    def _failed(self, name: str, error: Exception) -> None:
+    def _count(self, name: str, error: Exception | None) -> None:
+        """Count a notification; log when a notifier begins to fail, and when it no longer does."""
         with self._counting:
-            self._raised[name] += 1
-            began = name not in self._failing
-            self._failing.add(name)
-        if began:
+            self._counts[name]["sent" if error is None else "failed"] += 1
+            failed_before, self._failing[name] = self._failing[name], error is not None
+        if error is not None and not failed_before:
             logger.error("alerts cannot be handed to %s: %s", name, first_line(error))
-
-    def _succeeded(self, name: str) -> None:
-        with self._counting:
-            self._taken[name] += 1
-            ended = name in self._failing
-            self._failing.discard(name)
-        if ended:
+        elif failed_before and error is None:
             logger.warning("alerts are handed to %s again", name)
 
     def _is_due(self, notification: Notification) -> bool:
@@ -238,7 +228,7 @@ class Notifiers:
             return True
 
     @staticmethod
-    def _run_reaction(on_immediate: Callable[[Notification], object], notification: Notification) -> None:
+    def _react(on_immediate: Callable[[Notification], object], notification: Notification) -> None:
         try:
             on_immediate(notification)
         except Exception:

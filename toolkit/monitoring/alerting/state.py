@@ -10,9 +10,8 @@ one, resumes from the active alerts in the store.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Self
 
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.distributions import normal_survival
@@ -69,7 +68,7 @@ class Evaluation:
     value
         Size of the change; None with too little data.
     threshold
-        Level to the size above which it begins.
+        Size above which the mildest level begins.
     unchanged
         Whether the window does not differ from the reference at all.
     to_clear
@@ -77,23 +76,42 @@ class Evaluation:
 
     Examples
     --------
-    >>> Evaluation(value=0.029, threshold={"warning": 0.05}).below_clear_threshold
+    >>> Evaluation(value=0.029, threshold=0.05).below_clear_threshold
     True
     """
 
     level: str = "ok"
     status: str = ""
     value: float | None = None
-    threshold: Mapping[str, float] = field(default_factory=dict)
+    threshold: float = 0.0
     unchanged: bool = False
     to_clear: int = EVALUATIONS_TO_CLEAR
 
     @property
     def below_clear_threshold(self) -> bool:
         """Whether the window shows less than 0.6 of the mildest threshold."""
-        if self.value is None or "warning" not in self.threshold:
-            return False
-        return self.unchanged or self.value < CLEAR_BELOW * self.threshold["warning"]
+        return self.value is not None and (self.unchanged or self.value < CLEAR_BELOW * self.threshold)
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Severity and certainty: more is worse."""
+        return _rank(self.level, self.status)
+
+    def inhibited(self, recent: "Evaluation", short_alert: "ActiveAlert | None") -> Self:
+        """This evaluation of a longer window, ``ok`` when it adds nothing to the short window.
+
+        A longer window is there for small, slow changes. It would report a large one a second time, and once more
+        after it has passed.
+
+        Parameters
+        ----------
+        recent
+            That of the short window for the same metric: when it is calm, the change has passed.
+        short_alert
+            The active alert of the short window.
+        """
+        known = short_alert is not None and short_alert.rank >= self.rank
+        return replace(self, level=LEVELS[0], status="") if known or recent.below_clear_threshold else self
 
 
 @dataclass(frozen=True)
@@ -114,11 +132,6 @@ class ActiveAlert:
     status: str
     notified_at: float
     acknowledged: bool = False
-
-    @property
-    def state(self) -> str:
-        """``suspected`` while it is no more than that, else the level."""
-        return "suspected" if self.status == "suspected" else self.level
 
     @property
     def rank(self) -> tuple[int, bool]:
@@ -170,8 +183,7 @@ class AlertState:
 
     Examples
     --------
-    >>> thresholds = {"warning": 0.05, "critical": 0.1, "immediate": 0.2}
-    >>> bad, good = Evaluation("warning", "confirmed", 0.08, thresholds), Evaluation(value=0.01, threshold=thresholds)
+    >>> bad, good = Evaluation("warning", "confirmed", 0.08, 0.05), Evaluation(value=0.01, threshold=0.05)
     >>> state, active = AlertState(), None
     >>> steps = [(bad, False), (bad, False), (bad, True), (good, False), (good, False), (good, False)]
     >>> for evaluation, alarm in steps:
@@ -220,84 +232,34 @@ class AlertState:
             The state after this evaluation, and the change of the alert; None for no change.
         """
         state = self._counted(evaluation, active, alarm, intervals)
-        return state, state._transition(evaluation, active, alarm) or _reminder(active, now, repeat_interval)
+        level, status = state._due(evaluation, alarm), evaluation.status
+        change = None
+        if active is not None and not active.acknowledged and now - active.notified_at >= repeat_interval:
+            change = AlertTransition("reminder", active.level, active.status)
+        if evaluation.value is None:
+            return state, change
+        if active is not None and state.n_calm >= evaluation.to_clear:
+            change = AlertTransition("cleared", active.level, active.status)
+        elif level != LEVELS[0] and state.evidence and (active is None or _rank(level, status) > active.rank):
+            change = AlertTransition("raised" if active is None else "escalated", level, status)
+        return state, change
 
     def _counted(self, evaluation: Evaluation, active: ActiveAlert | None, alarm: bool, intervals: int) -> "AlertState":
         raised_elsewhere = active is not None and not self.evidence  # by another process, or before a restart
         evidence = self.evidence or alarm or raised_elsewhere
         if evaluation.value is None:  # too little data breaks no run
             return replace(self, evidence=evidence)
-        reached = Thresholds.severity(evaluation.level)
-        consecutive = tuple(
-            run + intervals if rank <= reached else 0 for rank, run in enumerate(self.consecutive, start=1)
-        )
-        calm = 0
+        reached, calm = Thresholds.severity(evaluation.level), 0
+        runs = tuple(run + intervals if rank <= reached else 0 for rank, run in enumerate(self.consecutive, start=1))
         if evaluation.below_clear_threshold and not alarm:  # calm before an alarm says nothing of the time after it
             calm = intervals + (0 if raised_elsewhere else self.n_calm)
-        return AlertState(evidence and calm < evaluation.to_clear, consecutive, calm)
-
-    def _transition(self, evaluation: Evaluation, active: ActiveAlert | None, alarm: bool) -> AlertTransition | None:
-        if evaluation.value is None:
-            return None
-        if active and self.n_calm >= evaluation.to_clear:
-            return AlertTransition("cleared", active.level, active.status)
-        level = self._due(evaluation, alarm)
-        if level == "ok" or not self.evidence:
-            return None
-        if active is None:
-            return AlertTransition("raised", level, evaluation.status)
-        return (
-            AlertTransition("escalated", level, evaluation.status)
-            if _rank(level, evaluation.status) > active.rank
-            else None
-        )
+        return AlertState(evidence and calm < evaluation.to_clear, runs, calm)
 
     def _due(self, evaluation: Evaluation, alarm: bool) -> str:
         """The worst level that has lasted for long enough."""
         if evaluation.level == "immediate" or alarm:
             return evaluation.level
-        held = [level for level, run in zip(LEVELS[1:], self.consecutive, strict=True) if run >= EVALUATIONS_TO_RAISE]
-        return held[-1] if held else "ok"
-
-
-SomeEvaluation = TypeVar("SomeEvaluation", bound=Evaluation)
-
-
-def inhibit(evaluation: SomeEvaluation, recent: Evaluation, short_alert: ActiveAlert | None) -> SomeEvaluation:
-    """The evaluation of a longer window, or ``ok`` when it adds nothing to the short window.
-
-    A longer window is there for small, slow changes. It would report a large one a second time, and once more after
-    it has passed.
-
-    Parameters
-    ----------
-    evaluation
-        That of the longer window.
-    recent
-        That of the short window for the same metric: when it is calm, the change has passed.
-    short_alert
-        The active alert of the short window.
-    """
-    if recent.below_clear_threshold or (
-        short_alert is not None and short_alert.rank >= _rank(evaluation.level, evaluation.status)
-    ):
-        return replace(evaluation, level="ok", status="")
-    return evaluation
-
-
-def alert_key(version: str, metric: str, window: str) -> str:
-    """The name of an alert for as long as it is active.
-
-    >>> alert_key("3", "accuracy", "short")
-    '3/accuracy/short'
-    """
-    return f"{version}/{metric}/{window}"
-
-
-def _reminder(active: ActiveAlert | None, now: float, repeat_interval: float) -> AlertTransition | None:
-    if active is None or active.acknowledged or now - active.notified_at < repeat_interval:
-        return None
-    return AlertTransition("reminder", active.level, active.status)
+        return LEVELS[sum(run >= EVALUATIONS_TO_RAISE for run in self.consecutive)]
 
 
 def _rank(level: str, status: str) -> tuple[int, bool]:

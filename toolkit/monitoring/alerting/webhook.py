@@ -25,14 +25,6 @@ MAX_REASON_LENGTH = 200  # characters of what is logged
 THREAD_NAME = "alert-webhook"
 
 
-class QueuedNotification(NamedTuple):
-    """A notification that has not been delivered yet; ``since`` is on the monotonic clock."""
-
-    key: str
-    body: bytes
-    since: float
-
-
 class Outcome(NamedTuple):
     """The result of an attempt: an empty ``reason`` when delivered, else why not and whether to retry."""
 
@@ -79,16 +71,15 @@ class WebhookNotifier(Notifier):
         self, url: str, secret: str | None = None, *, timeout: float = 10.0, first_pause: float = 1.0,
         give_up_after: float = 4 * 3600.0, capacity: int = 1_000,
     ) -> None:  # fmt: skip
-        import tenacity  # these two take as long to import as numpy, and few have a webhook
-        import urllib3
+        import urllib3  # takes as long to import as numpy, and few have a webhook
 
         require_safe(url)
         self._url, self._origin, self._signing_key = url, redacted_url(url), signing_key(secret)
         self._timeout = urllib3.Timeout(total=timeout)
-        self._backoff = tenacity.wait_exponential(multiplier=first_pause, max=MAX_PAUSE_S)
-        self._give_up_after, self._capacity = give_up_after, capacity
+        self._first_pause, self._give_up_after, self._capacity = first_pause, give_up_after, capacity
         self._changed = threading.Condition()
-        self._queues: dict[str, deque[QueuedNotification]] = defaultdict(deque)  # by alert; the first is being sent
+        # By alert: bodies, with the monotonic time at which each has to be given up; the first is being sent.
+        self._queues: dict[str, deque[tuple[bytes, float]]] = defaultdict(deque)
         self._threads: dict[str, threading.Thread] = {}
         self._closing, self._deadline = threading.Event(), 0.0  # monotonic; when the threads have to be gone
         self._failing = False
@@ -105,14 +96,13 @@ class WebhookNotifier(Notifier):
             if self._waiting() >= self._capacity:
                 self._counts["dropped"] += 1
                 return
-            self._queues[key].append(QueuedNotification(key, body, time.monotonic()))
+            self._queues[key].append((body, time.monotonic() + self._give_up_after))
             if key not in self._threads or not self._threads[key].is_alive():  # as in a forked process
                 if self._closing.is_set():
                     self._closing = threading.Event()
-                arguments = key, self._closing
-                thread = threading.Thread(target=self._run, args=arguments, name=THREAD_NAME, daemon=True)
-                thread.start()
-                self._threads[key] = thread
+                run = threading.Thread(target=self._run, args=(key, self._closing), name=THREAD_NAME, daemon=True)
+                run.start()
+                self._threads[key] = run
                 atexit.register(self.close)
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -140,44 +130,38 @@ class WebhookNotifier(Notifier):
     # In the thread of an alert
 
     def _run(self, key: str, closing: threading.Event) -> None:
-        while (notification := self._next(key, closing)) is not None:
-            self._finish_attempt(notification, self._deliver(notification, closing), closing)
+        while True:
+            with self._changed:
+                queue = self._queues[key]
+                if self._is_over(closing):
+                    self._counts["failed"] += len(queue)
+                    queue.clear()
+                if not queue:
+                    del self._queues[key], self._threads[key]  # under the lock: a later ``send`` starts another
+                    self._changed.notify_all()
+                    return
+                body, deadline = queue[0]
+            outcome = self._deliver(body, deadline, closing)
+            with self._changed:
+                queue.popleft()
+                self._counts["failed" if outcome.reason else "sent"] += 1
+                self._changed.notify_all()
+            if outcome.again and not closing.is_set():
+                about = key, self._give_up_after, self._origin, outcome.reason
+                logger.error("the alert %s was given up after %.0f s: not delivered to %s: %s", *about)
 
-    def _next(self, key: str, closing: threading.Event) -> QueuedNotification | None:
-        with self._changed:
-            if self._is_over(closing):
-                self._counts["failed"] += len(self._queues[key])
-                self._queues[key].clear()
-            if self._queues[key]:
-                return self._queues[key][0]
-            del self._queues[key], self._threads[key]  # under the lock: what is sent from now on starts another
-            self._changed.notify_all()
-            return None
-
-    def _deliver(self, notification: QueuedNotification, closing: threading.Event) -> Outcome:
+    def _deliver(self, body: bytes, deadline: float, closing: threading.Event) -> Outcome:
         """Try until it is delivered, refused or too old, or once more when closing; return the last outcome."""
-        import tenacity
-
-        def last(state: tenacity.RetryCallState) -> Outcome:
-            return state.outcome.result() if state.outcome else Outcome()
-
-        once_more = True
-
-        def attempt() -> Outcome:
-            nonlocal once_more
-            once_more = not closing.is_set()
-            return self._attempt(notification.body)
-
-        def stop(_: tenacity.RetryCallState) -> bool:
-            too_old = time.monotonic() - notification.since >= self._give_up_after
-            return too_old or not once_more or self._is_over(closing)
-
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda outcome: outcome.again), stop=stop, retry_error_callback=last,
-            wait=lambda state: max(self._backoff(state), last(state).retry_after),
-            sleep=tenacity.sleep_using_event(closing),
-        )  # fmt: skip
-        return retrying(attempt)
+        pause = self._first_pause
+        while True:
+            last = closing.is_set()
+            outcome = self._attempt(body)
+            if not outcome.again or last or time.monotonic() >= deadline:
+                return outcome
+            closing.wait(max(pause, outcome.retry_after))
+            if self._is_over(closing):
+                return outcome
+            pause = min(2 * pause, MAX_PAUSE_S)
 
     def _is_over(self, closing: threading.Event) -> bool:
         return closing.is_set() and time.monotonic() >= self._deadline
@@ -213,15 +197,6 @@ class WebhookNotifier(Notifier):
             answer.close()  # unread, however long it is
         return parse_response(answer.status, answer.headers.get("Retry-After"))
 
-    def _finish_attempt(self, notification: QueuedNotification, outcome: Outcome, closing: threading.Event) -> None:
-        with self._changed:
-            self._queues[notification.key].popleft()
-            self._counts["failed" if outcome.reason else "sent"] += 1
-            self._changed.notify_all()
-        if outcome.again and not closing.is_set():
-            about = notification.key, self._give_up_after, self._origin, outcome.reason
-            logger.error("the alert %s was given up after %.0f s: not delivered to %s: %s", *about)
-
 
 def parse_response(status: int, retry_after: str | None) -> Outcome:
     """The outcome of an answer by its status and its ``Retry-After`` header, seconds or a date.
@@ -246,11 +221,12 @@ def require_safe(url: str) -> None:
     """Refuse an address that is neither https nor on this machine, or holds a user and password."""
     try:
         parts = urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"[!-~]+", url) is not None
-        private = parts.scheme == "https" or (parts.scheme == "http" and _is_this_machine(parts.hostname or ""))
-    except ValueError:  # a port that is no number, half an IPv6 address
-        usable = private = False
-    if not (usable and private):
+        host = parts.hostname or ""
+        near = parts.scheme == "http" and (host == "localhost" or ipaddress.ip_address(host).is_loopback)
+        safe = host and parts.port != 0 and re.fullmatch(r"[!-~]+", url) and (near or parts.scheme == "https")
+    except ValueError:  # a port that is no number, half an IPv6 address, a name of another machine
+        safe = None
+    if not safe:
         raise SettingsError(f"webhook must be an https address, or http on this machine, got {redacted_url(url)}")
     if "@" in parts.netloc:
         raise SettingsError("webhook must be an address without user and password; a secret signs what is sent")
@@ -268,22 +244,16 @@ def redacted_url(url: str) -> str:
 
 def signing_key(secret: str | None) -> bytes | None:
     """The key that a secret stands for: base64 after ``whsec_``, else the text itself; None without a secret."""
-    if secret is None or (secret and not secret.startswith("whsec_")):
-        return None if secret is None else secret.encode("utf-8", "surrogateescape")
+    if secret is None:
+        return None
     try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        encoded = secret.startswith("whsec_")
+        key = base64.b64decode(secret[6:], validate=True) if encoded else secret.encode("utf-8", "surrogateescape")
     except ValueError:
         raise SettingsError("the webhook's secret must be base64 after whsec_") from None
     if not key:
         raise SettingsError("the webhook's secret must not be empty")
     return key
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_of_another_thread(record: logging.LogRecord) -> bool:

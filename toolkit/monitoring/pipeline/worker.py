@@ -130,7 +130,14 @@ class MonitoringWorker:
 
     def evaluate_now(self, model: ModelVersion, *, save: bool = False) -> list[Alert]:
         """Evaluate the new rows, and return the alerts that this raised; with ``save``, write a checkpoint."""
-        return self.alerts.evaluate(self.stream(model).refresh(), save=save)
+        stream = self.stream(model).refresh()
+        checkpoint, transitions = stream.progress()
+        raised = self.alerts.write(model, checkpoint, transitions, save=save)
+        if raised is None:  # cleared by the service of another version
+            stream.reload()
+            return []
+        stream.written(checkpoint.position)
+        return raised
 
     def finish(self, model: ModelVersion) -> None:
         """Evaluate the remaining rows when the process ends; errors are logged, and the next process does it."""

@@ -78,7 +78,7 @@ def test_an_accuracy_alert_says_all_that_is_known():
         f"ACCURACY 90 -> 60 % since {since} (1,000 labels), at least 26 points certain; "
         "worst: dog, recall 90 -> 60 %. Next: python model_registry.py rollback"
     )
-    window_line, right_line, *lines = finding.details.splitlines()
+    window_line, right_line, *lines = finding.text.details.splitlines()
     assert window_line.startswith("Window: the last 1,000 predictions, ")
     assert right_line.startswith("Right: 60 % of 1,000 labels; before: 90 % of 2,000 held-out images; a drop of 33 % ")
     assert right_line.endswith(" of that, at least 29.1 % certain.")
@@ -116,8 +116,8 @@ def test_drift_without_labels_is_a_warning_with_an_estimate():
     for words in ("median 0.8 -> 0.55", "; accuracy maybe ", "(before 90 %), no labels",
                   "the images changed too: brightness", ". Next: python monitoring.py labels"):  # fmt: skip
         assert words in finding.alert_text("warning")
-    assert "Changed: mean 0.8 -> 0.55." in finding.details
-    assert "; label about 107 such predictions to know." in finding.details
+    assert "Changed: mean 0.8 -> 0.55." in finding.text.details
+    assert "; label about 107 such predictions to know." in finding.text.details
     assert seen(bins, dark, "prediction_distribution").level == "ok"
 
 
@@ -138,7 +138,7 @@ def test_an_alarm_warns_before_the_window_shows_it():
         "ACCURACY below 90 % in the last 120 labels, suspected; the window since "
         f"{formatting.clock_time(1.7e9, 1.7e9)} does not show it yet. Next: python monitoring.py labels"
     )
-    assert "Began about 120 labels ago, by the alarm." in labelled.details
+    assert "Began about 120 labels ago, by the alarm." in labelled.text.details
     lower = Alarm(index=3, length=120, evidence=2e6, change="lower")
     unlabelled = seen(reference(), calm, "confidence_distribution", {"confidence_distribution": lower})
     assert (unlabelled.level, unlabelled.status) == ("warning", "estimate")
@@ -156,7 +156,7 @@ def test_a_better_window_is_never_a_drop():
     finding = seen(reference(), window(right=0.97), "accuracy", {"accuracy": alarm})
     assert (finding.level, finding.status, finding.value) == ("warning", "suspected", 0.0)
     assert "97" not in finding.alert_text("warning")
-    assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in finding.details
+    assert "Right: 97 % of 1,000 labels; before: 90 % of 2,000 held-out images; no drop." in finding.text.details
 
 
 def test_enough_labels_replace_the_estimate():
@@ -246,7 +246,7 @@ def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual,
             assert len(line) <= 200
             assert line.isprintable()
             assert re.search(r"Next: python \w+\.py \w+$", line)
-        text = line + finding.details
+        text = line + finding.text.details
         assert not re.search(r"\W-\d|\bnan\b|\binf\b|\bD \d|\bp \d|softmax", text.replace("NaN or inf", ""))
         assert "at least 0 " not in text
         assert "0.0 % certain" not in text
@@ -275,5 +275,5 @@ def check_levels(finding, line, thresholds, usual):
     if finding.metric.endswith("distribution"):
         assert (finding.level, finding.status) == ("warning", "estimate")
         assert (" changed since " in line) == (
-            finding.value >= finding.threshold["warning"] and "Changed:" in finding.details
+            finding.value >= finding.threshold and "Changed:" in finding.text.details
         )

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.monitoring.alerting.manager import AlertManager
+from toolkit.monitoring.alerting.state import REPEAT_INTERVAL_S
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.pipeline.worker import MonitorConfig, MonitoringWorker
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 CLASSES = ("cat", "dog")
-THRESHOLDS = Thresholds()
 
 
 def answers(n, rng, right=0.9, sure=0.9):
@@ -35,9 +34,8 @@ class Process:
         self.sent = []
         self.reacted = []
         self.store = PredictionStore(str(path))
-        self.view = StreamState(self.store, model, THRESHOLDS)
-        self.manager = AlertManager(self.store, lambda: self.now, self.send, repeat_interval=3600)
-        self.view.refresh()
+        self.model = model
+        self.worker = MonitoringWorker(self.store, Thresholds(), self, MonitorConfig(clock=lambda: self.now))
 
     def send(self, notification, react=True):
         self.sent.append(notification)
@@ -46,7 +44,7 @@ class Process:
 
     def evaluate(self):
         self.now += 1
-        return self.manager.evaluate(self.view.refresh())
+        return self.worker.evaluate_now(self.model)
 
     def events(self, key="1/accuracy/short"):
         return [
@@ -120,17 +118,17 @@ def test_a_failing_model_is_raised_escalated_and_cleared(process, traffic):
 def test_a_long_reason_goes_below_the_line(process, model):
     process.store.versions.register(model)
     reason = "Version 3 cannot be served: " + 40 * "a long reason, "
-    process.manager.report(model, "model_loading", "warning", reason)
+    process.worker.alerts.report(model, "model_loading", "warning", reason)
     (notification,) = process.sent
     assert len(notification.message) == 200
     assert notification.details == reason
     assert process.store.alerts.find()[0].details == reason
 
 
-def test_a_bad_window_without_an_alarm_is_no_alert(process, traffic):
+def test_a_bad_window_without_an_alarm_is_no_alert(process, traffic, model):
     traffic(1, right=0.85)  # 100 labels: looks bad, and is not certain enough for one in a million
-    assert process.view.counts("short").n_correct < 90
-    assert process.view.evidence["accuracy"] < 1
+    assert process.worker.stream(model).counts("short").n_correct < 90
+    assert process.worker.stream(model).evidence["accuracy"] < 1
     assert process.sent == []
 
 
@@ -147,14 +145,14 @@ def test_an_alert_already_cleared_is_sent_without_reaction(process, traffic):
 def test_reminders_stop_when_acknowledged(process, traffic):
     traffic(12, right=0.5)
     raised = len(process.sent)
-    process.now += 3601
+    process.now += REPEAT_INTERVAL_S
     process.evaluate()
     reminders = [notification for notification in process.sent[raised:] if notification.event == "reminder"]
     assert {notification.metric for notification in reminders} >= {"accuracy"}
     for alert in process.store.alerts.find(active=True):
         assert process.store.alerts.update(alert.id, acknowledged_at=process.now, acknowledged_by="ada")
     sent = len(process.sent)
-    process.now += 3601
+    process.now += REPEAT_INTERVAL_S
     process.evaluate()
     assert process.sent[sent:] == []
 

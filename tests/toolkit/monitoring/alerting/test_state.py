@@ -15,11 +15,10 @@ from toolkit.monitoring.alerting.state import (
     AlertTransition,
     Evaluation,
     evaluations_to_clear,
-    inhibit,
 )
-from toolkit.monitoring.base.thresholds import LEVELS
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 
-THRESHOLDS = {"warning": 0.05, "critical": 0.10, "immediate": 0.20}
+WARNING_ABOVE = 0.05
 HOUR = 3600.0
 
 
@@ -27,7 +26,7 @@ def evaluation(level, status="confirmed", value=None):
     """A evaluation with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
     typical = {"calm": 0.01, "close": 0.04, "warning": 0.08, "critical": 0.15, "immediate": 0.30}[level]
     reached = level if level in LEVELS else "ok"
-    return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, THRESHOLDS)
+    return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, WARNING_ABOVE)
 
 
 CALM, CLOSE = evaluation("calm"), evaluation("close")
@@ -101,12 +100,6 @@ def test_every_way_from_a_state_to_the_next(state, seen, events):
     assert play(*[seen] * 4, active=active(state)) == events
 
 
-@pytest.mark.parametrize("state", ["ok", "suspected", "warning", "critical", "immediate"])
-def test_a_state_has_its_name(state):
-    alert = active(state)
-    assert (alert.state if alert else "ok") == state
-
-
 def test_without_an_alarm_nothing_is_raised_however_bad_it_looks():
     assert play(*[IMMEDIATE, CRITICAL] * 10, state=AlertState()) == ["-"] * 20
 
@@ -159,7 +152,7 @@ def test_a_fault_at_the_threshold_is_seldom_missed(threshold, deviation, confide
 
 
 def test_like_before_is_calm_at_any_value():
-    edge = Evaluation(value=0.06, threshold={"warning": 0.05}, unchanged=True)
+    edge = Evaluation(value=0.06, threshold=WARNING_ABOVE, unchanged=True)
     assert play(edge, edge, edge, active=active("warning"))[-1] == "cleared"
 
 
@@ -264,7 +257,7 @@ def test_an_alarm_since_the_last_calm_is_needed(history):
             alarmed = False
 
 
-@given(evaluations_seen, st.sampled_from([CALM, Evaluation(value=0.5, threshold=THRESHOLDS, unchanged=True)]))
+@given(evaluations_seen, st.sampled_from([CALM, Evaluation(value=0.5, threshold=WARNING_ABOVE, unchanged=True)]))
 def test_it_always_clears_in_the_end(history, calm):
     *_, (_, _, _, _, _, last) = live([*history, *[(calm, False, 1, 0.0, False)] * 3])
     assert last is None
@@ -302,8 +295,8 @@ def test_a_long_stream_raises_only_the_change_and_once():
     state, alert, events = AlertState(), None, []
     for block in range(3000):
         drop = generator.normal(0.15 if block >= 2000 else 0.0, 0.015)
-        reached = [level for level in LEVELS[1:] if drop > THRESHOLDS[level]]
-        seen = Evaluation(reached[-1] if reached else "ok", "confirmed" if reached else "", float(drop), THRESHOLDS)
+        level = Thresholds().level(drop)
+        seen = Evaluation(level, "confirmed" if level != "ok" else "", float(drop), WARNING_ABOVE)
         alarm = block in (100, 700, 1500, 2001)
         state, change = state.advance(seen, alert, 60.0 * block, alarm=alarm)
         alert = change.applied(alert, 60.0 * block) if change else alert
@@ -317,16 +310,16 @@ def test_a_long_stream_raises_only_the_change_and_once():
 def test_the_longer_window_is_inhibited_by_the_short_one():
     big, small = CRITICAL, evaluation("warning", "suspected")
     now_bad, now_calm = WARNING, CALM
-    assert inhibit(big, now_bad, None) == big
-    assert inhibit(big, now_bad, ActiveAlert("warning", "confirmed", 0.0)) == big
-    assert inhibit(big, now_bad, ActiveAlert("critical", "confirmed", 0.0)).level == "ok"
-    assert inhibit(big, now_calm, None).level == "ok"
-    assert inhibit(small, now_bad, ActiveAlert("warning", "suspected", 0.0)).level == "ok"
-    assert inhibit(small, UNKNOWN, None) == small
+    assert big.inhibited(now_bad, None) == big
+    assert big.inhibited(now_bad, ActiveAlert("warning", "confirmed", 0.0)) == big
+    assert big.inhibited(now_bad, ActiveAlert("critical", "confirmed", 0.0)).level == "ok"
+    assert big.inhibited(now_calm, None).level == "ok"
+    assert small.inhibited(now_bad, ActiveAlert("warning", "suspected", 0.0)).level == "ok"
+    assert small.inhibited(UNKNOWN, None) == small
 
 
 def test_inhibition_does_not_clear_an_active_alert():
-    silent = inhibit(CRITICAL, CALM, None)
+    silent = CRITICAL.inhibited(CALM, None)
     assert silent.value == CRITICAL.value
     assert play(*[silent] * 5, active=active("critical")) == ["-"] * 5
 

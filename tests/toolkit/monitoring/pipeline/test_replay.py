@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +16,12 @@ from support.prediction_fixtures import answers, baseline_of
 from toolkit.cli import terminal
 from toolkit.errors import DataError, SettingsError, StoreError
 from toolkit.monitoring.alerting.findings import evaluate_window
-from toolkit.monitoring.alerting.manager import AlertManager
 from toolkit.monitoring.alerting.state import AlertState
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.pipeline import replay_source
 from toolkit.monitoring.pipeline.replay import replay
-from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.pipeline.worker import MonitorConfig, MonitoringWorker
 from toolkit.monitoring.stats.detector_set import DetectorSet
 from toolkit.monitoring.store.export import export
 from toolkit.monitoring.store.labels import LabelRows
@@ -163,15 +163,15 @@ def test_a_running_monitor_raises_the_same_alerts(shifted, tmp_path):
     thresholds, model = Thresholds(max_false_alarms_per_million=10), ModelVersion("1", CLASSES, BASELINE, served_at=1.0)
     store, notifications = PredictionStore(str(tmp_path / "m.db")), []
     store.versions.register(model)
-    state = StreamState(store, model, thresholds)
-    manager = AlertManager(store, lambda: START, lambda sent, react: notifications.append(sent))
+    notifiers = SimpleNamespace(send=lambda sent, react: notifications.append(sent))
+    worker = MonitoringWorker(store, thresholds, notifiers, MonitorConfig(clock=lambda: START))
     probabilities, truth = shifted
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
         store.write([LoggedPrediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
         for i in ids:
             store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
-        manager.evaluate(state.refresh())
+        worker.evaluate_now(model)
     result = replay(tmp_path / "m.db", None, thresholds, repeat_interval=600.0)
     written = [
         (alert.time, alert.level, alert.status, alert.metric, alert.window, alert.message)
@@ -186,7 +186,7 @@ def test_a_running_monitor_raises_the_same_alerts(shifted, tmp_path):
         (e.time, e.level, e.status, e.metric, e.window, e.message) for e in events if e.event != "cleared"
     ]
     assert {event.event for event in result.events} >= {"raised", "reminder"}
-    assert result.evidence == pytest.approx(state.evidence)
+    assert result.evidence == pytest.approx(worker.stream(model).evidence)
 
 
 def test_other_thresholds_other_levels(shifted, tmp_path):
