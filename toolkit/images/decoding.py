@@ -69,22 +69,12 @@ class ImageLimits:
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """One decoded image.
+    """One decoded image."""
 
-    Parameters
-    ----------
-    pixels
-        uint8 (size, size, 3), RGB.
-    width, height
-        Pixels of the original, upright, before it was cropped and resized.
-    remarks
-        Other conversions, in words, such as ``CMYK, converted to RGB``.
-    """
-
-    pixels: NDArray[np.uint8]
-    width: int
+    pixels: NDArray[np.uint8]  # (size, size, 3), RGB
+    width: int  # pixels of the original, upright, before it was cropped and resized
     height: int
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # on conversions, such as "CMYK, converted to RGB"
 
     def statistics(self) -> dict[str, float]:
         """Statistics that show how images change; their names are ``STATISTICS``.
@@ -114,15 +104,8 @@ def _deviation(values: NDArray[np.floating]) -> float:
 
 
 def format_of(data: bytes) -> str | None:
-    """The format by the first bytes: one of ``FORMATS``, ``HEIF`` or None.
+    """The format by the first ``SNIFFED_BYTES``: one of ``FORMATS``, ``HEIF`` or None.
 
-    Parameters
-    ----------
-    data
-        A file, or at least its first ``SNIFFED_BYTES``.
-
-    Examples
-    --------
     >>> format_of(b"GIF89a and so on"), format_of(b"BMX is a sport")
     ('GIF', None)
     """
@@ -174,17 +157,19 @@ def load_image(data: bytes, size: int, limits: ImageLimits = ImageLimits()) -> D
 def _load(data: bytes, size: int, limits: ImageLimits) -> DecodedImage:
     image = _open(data, limits)
     width, height = image.size
-    layout = _layout(image)
+    values = image.tile[0].args if image.tile else ""
+    layout = str(values[0] if isinstance(values, tuple) else values)  # in the file, such as ``RGB;16B``
     image.draft(None, (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8, never below twice the size
     try:
-        remarks = _conversions(image, layout)
         image.load()
-        remarks += _oddities(image, layout, (width, height))
+        remarks = _remarks(image, layout, (width, height))
         turn, swaps = _turn(image, data)
         opaque = _opaque(image, layout, data)
-        whole = _to_rgb(_turned(image, turn), layout)
+        whole = _to_rgb(image, layout)
         if opaque is not None:
-            whole = Image.composite(whole, Image.new("RGB", whole.size, "white"), _turned(opaque, turn))
+            whole = Image.composite(whole, Image.new("RGB", whole.size, "white"), opaque)
+        if turn is not None:
+            whole = whole.transpose(turn)
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise over a dozen kinds on broken files
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from None
     if swaps:
@@ -203,12 +188,15 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         raise UndecodableImage("the file is empty")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"the file has {len(data):,} bytes, at most {limits.max_bytes:,} are allowed")
+    found = format_of(data)
+    if found == HEIF:
+        _register_heif()
+    elif found == "AVIF" and not features.check("avif"):
+        raise DecoderMissing("AVIF cannot be read by this build of Pillow; the one on PyPI can")
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats(data))
+        image = Image.open(io.BytesIO(data), formats=(HEIF,) if found == HEIF else FORMATS)
     except UnidentifiedImageError:
         raise _unknown_format(data) from None
-    except DecoderMissing:
-        raise
     except Image.DecompressionBombError:
         raise ImageTooLarge(f"the image has far more than the {limits.max_pixels:,} pixels allowed") from None
     except Exception as error:  # noqa: BLE001
@@ -221,17 +209,6 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
         # Pillow's own applies the orientation, and fails on other entries.
         image.load_end = partial(_read_exif, image)  # type: ignore[method-assign]
     return image
-
-
-def _formats(data: bytes) -> tuple[str, ...]:
-    """The formats to try."""
-    found = format_of(data)
-    if found == HEIF:
-        _register_heif()
-        return (HEIF,)
-    if found == "AVIF" and not features.check("avif"):
-        raise DecoderMissing("AVIF cannot be read by this build of Pillow; the one on PyPI can")
-    return FORMATS
 
 
 @cache
@@ -261,19 +238,13 @@ def _unknown_format(data: bytes) -> UndecodableImage | UnsupportedImage:
     return UndecodableImage(f"not an image, or its header is broken; send one of {', '.join(FORMATS)}")
 
 
-def _layout(image: ImageFile.ImageFile) -> str:
-    """The layout of values in the file, such as ``RGB;16B``; known until the image is loaded."""
-    layout = image.tile[0].args if image.tile else ""
-    return str(layout[0] if isinstance(layout, tuple) else layout)
-
-
 def _turn(image: Image.Image, data: bytes) -> tuple[Image.Transpose | None, bool]:
     """The transposition for the EXIF orientation, and whether it swaps width and height."""
     upright = False  # Pillow gives the size of a TIFF after its transposition
     block = image.info.get("exif") or b""
     if isinstance(image, TiffImageFile):
         block, upright = data, image.tag_v2.get(ORIENTATION) in (5, 6, 7, 8)
-    orientation = orientation_in(block)
+    orientation = orientation_in(block) if block else None
     if orientation is None:
         with suppress(Exception):  # a broken block does not make the image unusable
             orientation = image.getexif().get(ORIENTATION)  # XMP may say it as well
@@ -282,37 +253,26 @@ def _turn(image: Image.Image, data: bytes) -> tuple[Image.Transpose | None, bool
     return _TURNS[orientation], orientation >= 5 and not upright
 
 
-def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return image if turn is None else image.transpose(turn)
-
-
-def _conversions(image: ImageFile.ImageFile, layout: str) -> tuple[str, ...]:
-    """Conversions to 8-bit RGB that lose information, by the header."""
-    if image.mode == "CMYK":
-        return ("CMYK, converted to RGB",)
-    if image.mode == "F":
-        return ("floating-point grey, scaled to 8 bits",)
-    if image.mode.startswith("I"):
-        bits = next((bits for bits in (12, 16) if f"{bits}" in layout), 32)
-        return (f"{bits}-bit grey, scaled to 8 bits",)
-    if _is_wide_colour(layout):
-        return ("16 bits a channel, scaled to 8",)
-    return ()
-
-
-def _is_wide_colour(layout: str) -> bool:
-    return bool(re.search(r"[A-Z];16[BLN]$", layout)) and not layout.startswith("I")  # ``BGR;16`` is 16 bits a pixel
-
-
-def _oddities(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[str, ...]:
-    """Signs that the image may be wrong."""
+def _remarks(image: Image.Image, layout: str, size: tuple[int, int]) -> tuple[str, ...]:
+    """Conversions to 8-bit RGB that lose information, and signs that the image may be wrong."""
     found = []
+    grey = image.mode.startswith("I")
+    # In colour; ``BGR;16`` is 16 bits a pixel.
+    wide = not layout.startswith("I") and re.search(r"[A-Z];16[BLN]$", layout) is not None
+    if image.mode == "CMYK":
+        found.append("CMYK, converted to RGB")
+    elif image.mode == "F":
+        found.append("floating-point grey, scaled to 8 bits")
+    elif grey:
+        bits = next((bits for bits in (12, 16) if f"{bits}" in layout), 32)
+        found.append(f"{bits}-bit grey, scaled to 8 bits")
+    elif wide:
+        found.append("16 bits a channel, scaled to 8")
     if min(size) < _TINY:
         found.append(f"only {size[0]} x {size[1]} pixels")
-    wide = image.mode.startswith("I") and "12" not in layout
-    if wide or _is_wide_colour(layout):
+    if wide or (grey and "12" not in layout):
         ranges = np.array(image.getextrema()).reshape(-1, 2)
-        if 0 < ranges.max() <= (_TWELVE_BITS if wide else _TWELVE_BITS >> 8):
+        if 0 < ranges.max() <= (_TWELVE_BITS if grey else _TWELVE_BITS >> 8):
             found.append("no value above 4,095 of 65,535, as when 12 bits are kept in 16: it is nearly black")
     return tuple(found)
 

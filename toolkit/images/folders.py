@@ -36,17 +36,7 @@ UNCLEAR = "what is a class is unclear"
 
 @dataclass(frozen=True)
 class Ignored:
-    """A folder or file that is not used.
-
-    Parameters
-    ----------
-    path
-        Where it is.
-    reason
-        Why.
-    count
-        How many files that are.
-    """
+    """A folder or file that is not used, the reason, and the number of files that it stands for."""
 
     path: Path
     reason: str
@@ -55,21 +45,11 @@ class Ignored:
 
 @dataclass(eq=False)
 class Listing:
-    """The files below a folder.
+    """The files below a folder."""
 
-    Parameters
-    ----------
-    files
-        Sorted; those in folders inside belong to it. A link that leads nowhere is among them.
-    ignored
-        Hidden images, folders of programs, links to a folder above, each with its reason.
-    links
-        Links to folders, which were followed.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    ignored: list[Ignored] = field(default_factory=list)
-    links: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # sorted; links that lead nowhere are among them
+    ignored: list[Ignored] = field(default_factory=list)  # hidden images, folders of programs, links to a folder above
+    links: list[Path] = field(default_factory=list)  # to folders; they were followed
 
 
 def part_of(name: str) -> str | None:
@@ -82,22 +62,9 @@ def part_of(name: str) -> str | None:
 
 
 def find_parts(folder: Path) -> list[tuple[str, Path]]:
-    """The folders that hold the classes, each with its part of the data.
+    """The folders that hold the classes, each with its part of the data: ``("train", folder / "Training")`` and so on.
 
-    Parameters
-    ----------
-    folder
-        What the user gave.
-
-    Returns
-    -------
-    list
-        Of ``("train", folder / "Training")`` and the like; ``("", folder)`` alone when the classes are in it.
-
-    Raises
-    ------
-    DataError
-        It holds no folders, or does not separate classes and parts.
+    ``("", folder)`` alone if the classes are in it; a DataError if it has no folders, or mixes classes and parts.
     """
     inner = sub_folders(folder)
     if not inner:
@@ -147,20 +114,7 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path, suffixes: Collection[str]) -> Listing:
-    """All files below a folder.
-
-    Parameters
-    ----------
-    folder
-        Of a class.
-    suffixes
-        Endings of images: hidden files with another ending are not listed as ignored.
-
-    Raises
-    ------
-    DataError
-        A folder cannot be read.
-    """
+    """All files below the folder of a class; hidden ones with one of the suffixes, of images, are listed as ignored."""
     listing = Listing()
     # Device and number of each folder, so that linked ones are read once, and those above never.
     seen = {_identity(above) for above in folder.resolve().parents}

@@ -25,15 +25,8 @@ _SHOWN_ENTRIES = frozenset((
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A JPEG, PNG or TIFF file with its pixels and orientation alone; any other file as it is.
+    """A JPEG, PNG or TIFF file, which may be broken, with its pixels and orientation alone; any other file as it is.
 
-    Parameters
-    ----------
-    data
-        A whole file, which may be broken.
-
-    Examples
-    --------
     >>> begin, end = b"\\xff\\xd8", b"\\xff\\xda\\0\\2\\xff\\xd9"
     >>> without_metadata(begin + b"\\xff\\xfe\\0\\7hello" + end) == begin + end
     True
@@ -50,13 +43,8 @@ def without_metadata(data: bytes) -> bytes:
 def orientation_in(block: bytes) -> int | None:
     """The EXIF orientation, 1 to 8, or None; no other entry is read.
 
-    Parameters
-    ----------
-    block
-        An EXIF block, with or without the ``Exif`` before it, or a TIFF file, which begins as one.
+    The block may have ``Exif`` before it, or be a TIFF file, which begins as one.
 
-    Examples
-    --------
     >>> block = Image.Exif()
     >>> block[ORIENTATION] = 6
     >>> orientation_in(block.tobytes()), orientation_in(b"")

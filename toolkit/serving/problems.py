@@ -94,25 +94,15 @@ PREDICTION_PROBLEMS = (  # of POST /predict
 # fmt: on
 
 
+IMAGE_ERRORS = (
+    (UndecodableImage, UNDECODABLE), (UnsupportedImage, UNSUPPORTED_FORMAT), (ImageTooLarge, IMAGE_TOO_LARGE),
+)  # fmt: skip
 PROBLEM_TYPES = tuple(value for value in list(globals().values()) if isinstance(value, ProblemType))
 
 
 class Problem(HTTPException):
-    """Exception that is answered with a problem document.
+    """Exception that is answered with a problem document: ``detail`` is a sentence, ``more`` further members.
 
-    Parameters
-    ----------
-    problem_type
-        Its type, with status and title.
-    detail
-        One sentence about this occurrence.
-    headers
-        Headers of the response, such as ``Retry-After``.
-    more
-        Further members of the document.
-
-    Examples
-    --------
     >>> problem = Problem(OVERLOADED, "64 images are waiting", {"Retry-After": "2"})
     >>> problem.document("4f2a")["status"], problem.document("4f2a")["type"]
     (503, '/docs#problem-overloaded')
@@ -152,11 +142,7 @@ def from_image_error(error: ToolkitError) -> Problem:
     >>> from_image_error(UndecodableImage("the file is empty")).problem_type.slug
     'undecodable-image'
     """
-    for family, problem_type in {
-        UndecodableImage: UNDECODABLE,
-        UnsupportedImage: UNSUPPORTED_FORMAT,
-        ImageTooLarge: IMAGE_TOO_LARGE,
-    }.items():
+    for family, problem_type in IMAGE_ERRORS:
         if isinstance(error, family):
             return Problem(problem_type, str(error))
     raise error
@@ -166,14 +152,10 @@ def from_http_exception(error: HTTPException) -> Problem:
     """The problem for an exception of the framework, such as an unknown path or a wrong method."""
     if isinstance(error, Problem):
         return error
-    types = {
-        one.status: one
-        for one in (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INTERNAL)
-    }
-    problem_type = types.get(error.status_code)
-    if problem_type is None:
-        phrase = HTTPStatus(error.status_code).phrase
-        problem_type = ProblemType(phrase.lower().replace(" ", "-"), error.status_code, phrase)
+    phrase = HTTPStatus(error.status_code).phrase
+    other = ProblemType(phrase.lower().replace(" ", "-"), error.status_code, phrase)
+    framework = (MALFORMED, NOT_FOUND, METHOD_NOT_ALLOWED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INTERNAL)
+    problem_type = next((one for one in framework if one.status == error.status_code), other)
     return Problem(problem_type, f"{problem_type.title.lower()}; GET /docs lists all paths", error.headers)
 
 

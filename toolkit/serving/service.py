@@ -20,7 +20,7 @@ from toolkit.serving import problems
 from toolkit.serving.cached_call import CachedCall
 from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.inference.batcher import Batcher
-from toolkit.serving.inference.result import ImageSource, InferenceResult, file_name
+from toolkit.serving.inference.result import ImageSource, InferenceResult, Upload
 from toolkit.serving.metrics import ServiceMetrics, gauge_family, shadow_families
 from toolkit.serving.models.engines import set_torch_threads, torch_threads
 from toolkit.serving.models.manager import (
@@ -271,7 +271,9 @@ class Service:
 
     def require_ready(self, top_k: int | None) -> None:
         """Raise the problem of a request that cannot be answered, before its body is read."""
-        _ranks(self.model(), top_k or 1)
+        model = self.model()
+        if top_k is not None:
+            _ranks(model, top_k)
         self.admission.require_slot(1)
 
     async def predict(self, read: ImageSource, top_k: int | None) -> Prediction:
@@ -342,7 +344,7 @@ class Service:
                 latency_ms=done.timings_ms["total"],
                 prediction_id=prediction_id,
                 model_version=done.model.version,
-                source=file_name(done.source),
+                source=done.source.name if isinstance(done.source, Upload) else None,
             )
         except Exception as error:  # noqa: BLE001  monitoring must not fail a prediction
             self.metrics.monitor_error()

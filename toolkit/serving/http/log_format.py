@@ -8,13 +8,7 @@ from typing import Any
 
 
 class JsonOrTextFormatter(logging.Formatter):
-    """Formatter of log records as JSON lines, or as text for a terminal.
-
-    Parameters
-    ----------
-    as_json
-        True for JSON.
-    """
+    """Formatter of log records as JSON lines, or as text for a terminal."""
 
     def __init__(self, as_json: bool) -> None:
         super().__init__()

@@ -34,17 +34,7 @@ def error_responses(*types: ProblemType) -> dict[int | str, dict[str, Any]]:
 
 
 def build_openapi(app: FastAPI, protected_paths: Iterable[str], max_images: int) -> dict[str, Any]:
-    """The OpenAPI description of the whole application.
-
-    Parameters
-    ----------
-    app
-        The application with all its routes.
-    protected_paths
-        Paths that require a key.
-    max_images
-        Largest number of images in a batch.
-    """
+    """The OpenAPI description of the application; ``protected_paths`` require a key, ``max_images`` limits a batch."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     paths = schema["paths"]
     paths["/predict"]["post"]["requestBody"] = IMAGE_BODY

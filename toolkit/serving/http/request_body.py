@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 FORM, JSON = "multipart/form-data", "application/json"
 # Besides image/*: SageMaker's clients send x-image; a body without a type is a raw image.
-RAW = ("application/octet-stream", "application/x-image", "")
+RAW = "application/octet-stream"
+RAW_TYPES = (RAW, "application/x-image", "")
 MAX_FIELDS = 16  # of a form, besides its files
 MAX_FIELD_BYTES = 4096  # bytes
 SPOOL_BYTES = 2**40  # of a file part, before it goes to disk: never, since the body is limited already
@@ -76,7 +77,7 @@ IMAGE_BODY: dict[str, Any] = {
     "content": {
         FORM: {"schema": _object("file", _FILE)},
         "image/*": {"schema": _FILE},
-        "application/octet-stream": {"schema": _FILE},
+        RAW: {"schema": _FILE},
         JSON: _json(_ENTRY, 1),
     },
 }
@@ -96,12 +97,7 @@ def pixels_body() -> dict[str, Any]:
 
 
 async def parse_image(request: Request) -> ImageSource:
-    """The one image of a request.
-
-    Parameters
-    ----------
-    request
-        A form with the field ``file``, a raw image, or JSON.
+    """The one image of a request: a form with the field ``file``, a raw image, or JSON.
 
     Raises
     ------
@@ -114,7 +110,7 @@ async def parse_image(request: Request) -> ImageSource:
     body = await request.body()
     if media == JSON:
         return partial(_one_of_json, body)
-    if _is_raw(media):
+    if media == RAW:
         return partial(bytes, body)
     raise Problem(
         UNSUPPORTED_MEDIA_TYPE,
@@ -144,7 +140,7 @@ async def parse_images(request: Request, max_images: int, size: int | None = Non
         return await _files(request, "files", max_images)
     if media == JSON:
         return await run_in_json_thread(partial(_many_of_json, await request.body(), max_images, size))
-    if size is not None and _is_raw(media):
+    if size is not None and media == RAW:
         return [partial(bytes, await request.body())]
     raise Problem(
         UNSUPPORTED_MEDIA_TYPE,
@@ -163,22 +159,8 @@ async def run_in_json_thread(load: Callable[[], T]) -> T:
 
 
 def load_json(body: bytes, max_values: int) -> Any:
-    """Parse JSON with a limited number of values; a longer text is refused before it is parsed.
+    """Parse JSON with a limited number of values, lists and objects; a longer text is refused before it is parsed.
 
-    Parameters
-    ----------
-    body
-        The text.
-    max_values
-        Largest number of values, lists and objects.
-
-    Raises
-    ------
-    Problem
-        400 for invalid JSON, or too many values.
-
-    Examples
-    --------
     >>> load_json(b'{"inputs": [1, 2]}', 3)
     {'inputs': [1, 2]}
     >>> load_json(b'{"inputs": [1, 2, []]}', 3)
@@ -194,15 +176,8 @@ def load_json(body: bytes, max_values: int) -> Any:
         raise Problem(MALFORMED, "the body is not valid JSON") from None
 
 
-def from_base64(text: str) -> ImageSource:
-    """The source of an image in base64 or in a data URL, which is decoded when it is called."""
-    return partial(_decode_base64, text)
-
-
 def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
     """The source of an image from the numbers of its pixels.
-
-    It gives an uncompressed PNG, so that pixels take the same way as any other image.
 
     Parameters
     ----------
@@ -211,12 +186,7 @@ def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
     size
         Height and width in pixels.
     index
-        Index of the image in the request, for the message.
-
-    Raises
-    ------
-    Problem
-        422 for any other list.
+        Index of the image in the request, for the problem that any other list raises.
 
     Examples
     --------
@@ -224,15 +194,17 @@ def from_pixels(values: object, size: int, index: int = 0) -> ImageSource:
     b'\\x89PNG'
     """
     try:
-        return partial(_as_png, _bytes_of(values, (size, size, 3)), size)
+        return partial(encode_png, _bytes_of(values, (size, size, 3)), size)
     except ValueError:
         detail = f"image {index} must be {size} x {size} x 3 whole numbers from 0 to 255, in nested lists or in one"
         raise Problem(INVALID, detail) from None
 
 
-def from_raw_pixels(pixels: bytes, size: int) -> ImageSource:
-    """The source of an image from the ``size * size * 3`` bytes of its pixels."""
-    return partial(_as_png, pixels, size)
+def encode_png(pixels: bytes, size: int) -> bytes:
+    """An uncompressed PNG of ``size * size * 3`` bytes, so that pixels take the same way as any other image."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (size, size), pixels).save(file, "PNG", compress_level=0)
+    return file.getvalue()
 
 
 def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
@@ -254,18 +226,10 @@ def _bytes_of(values: object, shape: tuple[int, ...]) -> bytes:
     return bytes(map(int, values))
 
 
-def _as_png(pixels: bytes, size: int) -> bytes:
-    file = io.BytesIO()
-    Image.frombytes("RGB", (size, size), pixels).save(file, "PNG", compress_level=0)
-    return file.getvalue()
-
-
-def _is_raw(media: str) -> bool:
-    return media.startswith("image/") or media in RAW
-
-
 def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+    """The type of the body; ``RAW`` for any image as it is."""
+    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return RAW if media.startswith("image/") or media in RAW_TYPES else media
 
 
 async def _files(request: Request, field: str, max_images: int) -> list[ImageSource]:
@@ -358,7 +322,7 @@ def _image(entry: Any, size: int | None, index: int) -> ImageSource:
             entry = entry[name]
     if not isinstance(entry, str):
         raise _bad_json_shape()
-    return from_base64(entry)
+    return partial(decode_base64, entry)
 
 
 def _bad_json_shape() -> Problem:
@@ -366,7 +330,8 @@ def _bad_json_shape() -> Problem:
     return Problem(INVALID, f"the JSON body must be {shapes} with encoded images in base64")
 
 
-def _decode_base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
+    """The bytes of a text in base64, or of a data URL."""
     head = _DATA_URL.match(text)
     plain = "".join(text[head.end() if head else 0 :].split()).translate(_URLSAFE).rstrip("=")
     try:

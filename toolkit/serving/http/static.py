@@ -51,18 +51,7 @@ INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def static_page(name: str) -> Response:
-    """The response with a static file.
-
-    Parameters
-    ----------
-    name
-        One of ``FILES``.
-
-    Raises
-    ------
-    Problem
-        404 for any other name.
-    """
+    """The response with a static file, one of ``FILES``; 404 for any other name."""
     if name not in FILES:
         raise Problem(NOT_FOUND, "there is no page file of that name")
     folder, media_type = FILES[name]
@@ -71,13 +60,7 @@ def static_page(name: str) -> Response:
 
 @cache
 def swagger_page(title: str) -> Response:
-    """The response with FastAPI's Swagger page, followed by an explanation of each problem type.
-
-    Parameters
-    ----------
-    title
-        Title of the page.
-    """
+    """The response with FastAPI's Swagger page, followed by an explanation of each problem type."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",  # relative, like all URLs here: the service may be mounted below a prefix
         title=escape(title),

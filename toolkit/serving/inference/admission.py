@@ -40,59 +40,39 @@ class AdmissionController:
 
     def __init__(self, threads: int, max_queue: int, max_bytes: int = 2**62) -> None:
         self.threads = threads
-        self.in_flight = 0  # images that have a slot: being answered or waiting
-        self._slots = threads + max_queue
+        self.free_slots = threads + max_queue  # images that can be accepted now
+        self._slots = self.free_slots
         self._max_bytes = max_bytes
         self._bytes = 0
         self._mean_duration = 0.0  # seconds of work on one image
 
     @property
-    def free_slots(self) -> int:
-        """Number of images that can be accepted now."""
-        return self._slots - self.in_flight
+    def in_flight(self) -> int:
+        """Images that have a slot: being answered or waiting."""
+        return self._slots - self.free_slots
 
     def require_slot(self, count: int) -> None:
-        """Raise what ``slots`` would raise, without taking any.
-
-        Raises
-        ------
-        Problem
-            503 with ``Retry-After``.
-        """
+        """Raise what ``slots`` would raise, without taking any."""
         if count > self.free_slots:
             answered = min(self.in_flight, self.threads)
             waiting = self.in_flight - answered
-            detail = (
-                f"the queue is full: {answered} image{'s are' if answered != 1 else ' is'} being answered and "
-                f"{waiting} wait{'s' if waiting == 1 else ''}"
-            )
+            images, wait = "images are" if answered != 1 else "image is", "waits" if waiting == 1 else "wait"
+            detail = f"the queue is full: {answered} {images} being answered and {waiting} {wait}"
             raise Problem(OVERLOADED, detail, self._retry_after())
 
     @contextmanager
     def slots(self, count: int) -> Iterator[None]:
-        """Hold ``count`` slots, all or none.
-
-        Raises
-        ------
-        Problem
-            503 with ``Retry-After``.
-        """
+        """Hold ``count`` slots, all or none; 503 with ``Retry-After`` if there are fewer."""
         self.require_slot(count)
-        self.in_flight += count
+        self.free_slots -= count
         try:
             yield
         finally:
-            self.in_flight -= count
+            self.free_slots += count
 
     @contextmanager
     def reserve_bytes(self, size: int) -> Iterator[None]:
-        """Hold the memory of a body of ``size`` bytes while it arrives and is worked on.
-
-        Raises
-        ------
-        Problem
-            503 with ``Retry-After``.
-        """
+        """Hold the memory of a body while it arrives and is worked on; 503 with ``Retry-After`` if there is less."""
         if self._bytes + size > self._max_bytes:
             detail = f"the memory for bodies is full: {self._bytes / 2**20:.0f} MiB are being worked on"
             raise Problem(OVERLOADED, detail, self._retry_after())

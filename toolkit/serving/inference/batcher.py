@@ -125,7 +125,7 @@ class Batcher:
         finish: Callable[[InferenceResult], Any],
         seconds: float | None = None,
     ) -> Any:
-        """Answer one image; cancelling this removes the image from the queue.
+        """Answer one image with what ``finish`` makes of its result; cancelling this removes it from the queue.
 
         Parameters
         ----------
@@ -134,14 +134,9 @@ class Batcher:
         model
             Returns the model to run, when the image is decoded.
         finish
-            Makes the answer from the result.
+            Makes the answer.
         seconds
             Longest time; unlimited if None.
-
-        Returns
-        -------
-        object
-            The return value of ``finish``.
 
         Raises
         ------

@@ -24,37 +24,14 @@ class Upload:
         return self.content
 
 
-def file_name(source: ImageSource) -> str | None:
-    """Name of an uploaded file; None for an image that came in another way.
-
-    >>> file_name(Upload(b"", "cat.jpg")), file_name(bytes)
-    ('cat.jpg', None)
-    """
-    return source.name if isinstance(source, Upload) else None
-
-
 @dataclass(frozen=True, eq=False)
 class InferenceResult:
-    """Result of the model for one image.
-
-    Parameters
-    ----------
-    model
-        The model that was run.
-    image
-        The decoded image.
-    probabilities
-        float32 (K,), in class order.
-    timings_ms
-        Milliseconds of each of ``TIMING_STAGES``.
-    source
-        Returns the encoded image again.
-    """
+    """Result of the model for one image."""
 
     model: LiveModel
     image: DecodedImage
-    probabilities: NDArray[np.float32]
-    timings_ms: dict[str, float]
+    probabilities: NDArray[np.float32]  # (K,), in class order
+    timings_ms: dict[str, float]  # of each of TIMING_STAGES
     source: ImageSource = bytes
 
     @property

@@ -19,22 +19,8 @@ LENGTH = struct.Struct("<I")
 
 
 def split_body(body: bytes, length: str | None) -> tuple[bytes, bytes]:
-    """The JSON of a request, and the bytes after it.
+    """The JSON of a request, and the bytes after it; ``length`` is the header's value, without which all is JSON.
 
-    Parameters
-    ----------
-    body
-        Body of the request.
-    length
-        Value of the header; None means that all is JSON.
-
-    Raises
-    ------
-    Problem
-        400 for a header that is no length within the body.
-
-    Examples
-    --------
     >>> split_body(b'{}abc', "2")
     (b'{}', b'abc')
     """
@@ -46,22 +32,8 @@ def split_body(body: bytes, length: str | None) -> tuple[bytes, bytes]:
 
 
 def split_elements(data: bytes, count: int) -> list[bytes]:
-    """The elements of a tensor of BYTES.
+    """The ``count`` elements of a tensor of BYTES.
 
-    Parameters
-    ----------
-    data
-        The whole tensor.
-    count
-        Number of elements that it must have.
-
-    Raises
-    ------
-    Problem
-        422 for another number of elements, or a length beyond the data.
-
-    Examples
-    --------
     >>> split_elements(b"\\x02\\0\\0\\0ab\\0\\0\\0\\0", 2)
     [b'ab', b'']
     """
@@ -81,15 +53,6 @@ def split_elements(data: bytes, count: int) -> list[bytes]:
 def join_body(response: dict[str, Any], is_binary: Sequence[bool]) -> tuple[bytes, int]:
     """The body of a response with some of its outputs as bytes, and the length of its JSON.
 
-    Parameters
-    ----------
-    response
-        The response as JSON; each of its ``outputs`` has ``datatype`` and ``data``.
-    is_binary
-        For each output whether it is written as bytes.
-
-    Examples
-    --------
     >>> outputs = [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]
     >>> body, length = join_body({"outputs": outputs}, [True])
     >>> body[:length], body[length:]

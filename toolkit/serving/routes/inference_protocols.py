@@ -225,14 +225,14 @@ def _images(tensor: schemas.InferInputTensor, binary: bytes, max_images: int, si
             detail = f"inputs.0: {count * length} bytes are needed for the shape, got {len(binary)}"
             raise Problem(problems.INVALID, detail)
         starts = range(0, len(binary), length)
-        return [request_body.from_raw_pixels(binary[start : start + length], size) for start in starts]
+        return [partial(request_body.encode_png, binary[start : start + length], size) for start in starts]
     if len(data) == count * length:  # flat
         data = [data[start : start + length] for start in range(0, len(data), length)]
     if len(data) != count:
         raise Problem(problems.INVALID, "inputs.0.data: must have as many values as the shape says")
     if pixels:
         return [request_body.from_pixels(values, size, index) for index, values in enumerate(data)]
-    return [request_body.from_base64(_only_text(values)) for values in data]
+    return [partial(request_body.decode_base64, _only_text(values)) for values in data]
 
 
 def _only_text(values: Any) -> str:

@@ -27,7 +27,6 @@ from toolkit.serving.http.request_body import (
     pixels_body,
     values_of_pixels,
 )
-from toolkit.serving.inference.result import file_name
 from toolkit.serving.problems import INVALID, MALFORMED, UNDECODABLE, UNSUPPORTED_MEDIA_TYPE, Problem
 
 IMAGE = bytes(range(256)) * 5
@@ -87,10 +86,9 @@ def test_file_name_and_declared_type_do_not_matter(name):
     assert one(form(files, data={"comment": "my cat"})) == IMAGE
 
 
-def test_only_an_upload_has_a_file_name():
+def test_an_upload_has_its_file_name():
     read = asyncio.run(parse_image(form([("file", ("my cat.jpg", IMAGE, "text/html"))])))
-    assert (read(), file_name(read)) == (IMAGE, "my cat.jpg")
-    assert file_name(asyncio.run(parse_image(request(IMAGE, "image/jpeg")))) is None
+    assert (read(), read.name) == (IMAGE, "my cat.jpg")
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/x-unheard-of", "IMAGE/JPEG; q=1",
