@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.performance_estimation import EstimatedAccuracy
 from toolkit.monitoring.store.alerts import Alert
-from toolkit.monitoring.windows.metrics import EstimatedAccuracy, WindowMetrics
+from toolkit.monitoring.windows.metrics import WindowMetrics
 
 SHOWN_CLASSES = 5
 

@@ -7,15 +7,16 @@ both are too high. So an estimate never raises more than a warning, and is no al
 (``toolkit.monitoring.stats.label_sampling``).
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.stats.performance import Degradation
 from toolkit.statistics.intervals import wilson
 
 METHODS = ("thresholded_confidence", "calibrated_confidence")
@@ -23,21 +24,10 @@ ENTROPY_DECIMALS = 6  # the sum depends on the order of the classes only beyond 
 STEP = 2.0**-20  # scores are multiples of it, so that sums are exact in any order
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """An estimate of accuracy without labels.
+class Estimate(NamedTuple):
+    """An estimate of accuracy, its 95 % interval, the one of ``METHODS`` it comes from, and the number of predictions.
 
-    Parameters
-    ----------
-    accuracy
-        The higher of the two methods' estimates.
-    low, high
-        Its 95 % interval by chance in the window and on the held-out images; a systematic error of the methods is
-        not in it.
-    method
-        The one of ``METHODS`` that it comes from.
-    n
-        Number of predictions.
+    The interval is that of chance in the window and on the held-out images, without a systematic error of the methods.
     """
 
     accuracy: float
@@ -47,8 +37,23 @@ class Estimate:
     n: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimatedAccuracy(Degradation):
+    """An estimate of accuracy without labels with its 95 % interval, and its drop below the reference.
+
+    The level is ``warning`` when even the upper end of the interval is that much lower, else ``ok``. ``note`` is the
+    reason where the data is insufficient: too few predictions or held-out images, or too wide an interval.
+    """
+
+    accuracy: float | None = None
+    accuracy_interval: Sequence[float] | None = None
+    method: str | None = None
+    n: int = 0
+    note: str | None = None
+
+
 class PerformanceEstimator:
-    """Estimator of the accuracy in a window from the probabilities alone.
+    """Estimator of the accuracy in a window from the probabilities alone, made from at least one held-out image.
 
     ``thresholded_confidence`` (ATC) counts predictions with a negative entropy above a threshold, chosen so that
     the share of held-out images above it is the accuracy there. Images that equal the threshold count in part, so
@@ -63,16 +68,6 @@ class PerformanceEstimator:
     by the lower estimate); with a class left out, by 0.9. Its lower bound of the drop was a level too bad in 5 % of
     the windows (9 % by the lower estimate), most of them blurred or of low contrast. It warned of 56 % of the drops
     above 5 %, and in 4 % of the windows without one.
-
-    Parameters
-    ----------
-    baseline
-        Probabilities and labels of the held-out images.
-
-    Raises
-    ------
-    SettingsError
-        When the baseline has no image.
 
     Examples
     --------
@@ -92,30 +87,14 @@ class PerformanceEstimator:
     """
 
     def __init__(self, baseline: Baseline) -> None:
-        if not baseline.size:
-            raise SettingsError("accuracy cannot be estimated from a baseline without images")
         right = baseline.predicted == baseline.labels
-        self.classes = len(baseline.classes)
         self.reference_accuracy, self.reference_n = baseline.accuracy, baseline.size
         self._threshold, self._tied = _threshold(_negative_entropy(baseline.probabilities), int(right.sum()))
         self._edges, self._levels = isotonic_regression(baseline.confidence, right)
 
     def score(self, probabilities: ArrayLike) -> NDArray[np.float64]:
-        """The scores of each prediction, one for each of ``METHODS``.
-
-        Parameters
-        ----------
-        probabilities
-            (n, K), rounded to float16 as they are stored.
-
-        Returns
-        -------
-        ndarray
-            (n, 2) in [0, 1], multiples of 2**-20; 0 for a row that is not finite, which must not be counted.
-        """
+        """(n, 2) scores of (n, K) probabilities in [0, 1], one for each of ``METHODS``; 0 for rows not finite."""
         rows = np.asarray(probabilities, np.float16)
-        if rows.ndim != 2 or rows.shape[1] != self.classes:
-            raise SettingsError(f"probabilities must have the shape (n, {self.classes}), got {rows.shape}")
         finite = np.asarray(np.isfinite(rows).all(axis=1))
         rows = rows[finite]
         entropy = _negative_entropy(rows)
@@ -126,17 +105,7 @@ class PerformanceEstimator:
         return np.round(scores / STEP) * STEP
 
     def from_sums(self, sums: ArrayLike, n: int, effective_n: float | None = None) -> Estimate | None:
-        """The estimate from the sums of the scores of ``n`` finite predictions; None for none.
-
-        Parameters
-        ----------
-        sums
-            (2,), sums of ``score``.
-        n
-            Number of finite predictions.
-        effective_n
-            Number of independent predictions that they are equivalent to; ``n`` when None.
-        """
+        """The estimate from the (2,) sums of the scores of ``n`` finite predictions; None for none."""
         if n < 1:
             return None
         means = (np.asarray(sums, np.float64) / n).tolist()
@@ -152,48 +121,35 @@ class PerformanceEstimator:
         scores = self.score(rows)
         return self.from_sums(scores.sum(axis=0), int(np.isfinite(rows).all(axis=1).sum()))
 
-    def degradation(self, estimate: Estimate | None, thresholds: Thresholds) -> dict[str, Any]:
-        """The relative drop of the estimate below the reference, ready for JSON; unknown values are None.
-
-        ``level`` is ``warning`` when even the upper end of the interval is that much lower, else ``ok``. ``status``
-        is ``estimate``, or ``insufficient_data`` with a ``note`` that says why: too few predictions or held-out
-        images, or too wide an interval.
+    def degradation(self, estimate: Estimate | None, thresholds: Thresholds) -> EstimatedAccuracy:
+        """The relative drop of an estimate below the reference.
 
         Examples
         --------
         >>> probabilities = np.array([[0.9, 0.1]] * 800 + [[0.6, 0.4]] * 200)
         >>> estimator = PerformanceEstimator(Baseline(("cat", "dog"), probabilities, [0] * 900 + [1] * 100))
         >>> worse = estimator.degradation(estimator.estimate([[0.4, 0.6]] * 500), Thresholds())
-        >>> worse["accuracy"], round(worse["degradation"], 3), worse["level"], worse["status"]
+        >>> worse.accuracy, round(worse.degradation, 3), worse.level, worse.status
         (0.5, 0.444, 'warning', 'estimate')
         """
-        metrics: dict[str, Any] = {
-            "accuracy": estimate.accuracy if estimate else None,
-            "accuracy_interval": [estimate.low, estimate.high] if estimate else None,
-            "method": estimate.method if estimate else None,
-            "n": estimate.n if estimate else 0,
-            "reference_accuracy": self.reference_accuracy,
-            "reference_n": self.reference_n,
-            "degradation": None,
-            "degradation_lower_bound": None,
-            "level": None,
-            "status": "insufficient_data",
-            "note": None,
-        }
-        if not self.reference_accuracy:
-            return metrics | {"note": "the model was never right on the held-out images"}
+        usual, size = self.reference_accuracy, self.reference_n
+        found = EstimatedAccuracy(reference_accuracy=usual, reference_n=size, note="there is no prediction")
+        if estimate is not None:
+            accuracy, low, high, method, n = estimate
+            found = replace(found, accuracy=accuracy, accuracy_interval=[low, high], method=method, n=n)
+        if not usual:
+            return replace(found, note="the model was never right on the held-out images")
         if estimate is None:
-            return metrics | {"note": "there is no prediction"}
-        drop, certain = (1 - accuracy / self.reference_accuracy for accuracy in (estimate.accuracy, estimate.high))
-        metrics |= {"degradation": drop, "degradation_lower_bound": certain}
-        if min(estimate.n, self.reference_n) < thresholds.minimum_predictions:
-            return metrics | {"note": f"{estimate.n} predictions and {self.reference_n} held-out images are too few"}
-        if certain > thresholds.warning:
-            return metrics | {"level": "warning", "status": "estimate"}
-        half = (estimate.high - estimate.low) / 2
-        if half > thresholds.warning * self.reference_accuracy:
-            return metrics | {"note": f"chance alone may move the estimate by {half:.1%}: too much to see a warning"}
-        return metrics | {"level": "ok", "status": "estimate"}
+            return found
+        certain, half = 1 - high / usual, (high - low) / 2
+        found = replace(found, degradation=1 - accuracy / usual, degradation_lower_bound=certain)
+        if min(n, size) < thresholds.minimum_predictions:
+            return replace(found, note=f"{n} predictions and {size} held-out images are too few")
+        if certain <= thresholds.warning and half > thresholds.warning * usual:
+            note = f"chance alone may move the estimate by {half:.1%}: too much to see a warning"
+            return replace(found, note=note)
+        level = "warning" if certain > thresholds.warning else "ok"
+        return replace(found, level=level, status="estimate", note=None)
 
 
 def _negative_entropy(probabilities: NDArray[Any]) -> NDArray[Any]:
@@ -217,15 +173,7 @@ def _threshold(scores: NDArray[Any], right: int) -> tuple[float, float]:
 def isotonic_regression(x: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The non-decreasing step function with the least squared distance to ``y``, by pooling adjacent violators.
 
-    Parameters
-    ----------
-    x, y
-        (n,); cases of equal ``x`` get one value.
-
-    Returns
-    -------
-    tuple[ndarray, ndarray]
-        (B,) and (B,): the start of each step, and its height, the mean of its ``y``.
+    Returns the start of each step (B,) and its height, the mean of its ``y``; cases of equal ``x`` get one value.
 
     Examples
     --------

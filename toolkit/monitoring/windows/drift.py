@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import Thresholds
@@ -124,20 +123,22 @@ class DriftReport:
         """The report as a table."""
         rows = [_HEADER, *map(_cells, self.results)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-        lines = ["  ".join(map(_pad, row, widths, _LEFT)).rstrip() for row in rows]
+        lines = [
+            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, _ALIGNED, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         return "\n".join([self._headline(), "", *lines])
 
     def _repr_html_(self) -> str:
         """The report as an HTML table, for notebooks."""
         colours = {"drift": "#c0392b", "no_drift": "#1e8449", "insufficient_data": "#7f8c8d"}
-        head = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in _HEADER)
-        body = "".join(
-            f"<tr style='color:{colours[result.status]}'>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in _cells(result))
-            + "</tr>"
-            for result in self.results
-        )
-        return f"<p>{html.escape(self._headline())}</p><table><tr>{head}</tr>{body}</table>"
+
+        def row(cells: Iterable[str], tag: str, style: str = "") -> str:
+            inner = "".join(f"<{tag} style='text-align:left'>{html.escape(cell)}</{tag}>" for cell in cells)
+            return f"<tr{style}>{inner}</tr>"
+
+        body = [row(_cells(result), "td", f" style='color:{colours[result.status]}'") for result in self.results]
+        return f"<p>{html.escape(self._headline())}</p><table>{''.join([row(_HEADER, 'th'), *body])}</table>"
 
     def _headline(self) -> str:
         if self.model_version is None:
@@ -151,7 +152,7 @@ class DriftReport:
 def run_tests(
     window: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, name: str, alpha: float | None = None
 ) -> list[DriftResult]:
-    """Run all tests on one window.
+    """Run all tests on one window: of the predictions, then of each input statistic of the baseline.
 
     Parameters
     ----------
@@ -165,16 +166,6 @@ def run_tests(
         Name of the window in the results.
     alpha
         Chance of a false "drift" in a family; ``thresholds.alpha`` when None.
-
-    Returns
-    -------
-    list[DriftResult]
-        The tests of the predictions, then one for each input statistic of the baseline.
-
-    Raises
-    ------
-    SettingsError
-        When the window was counted in other bins.
 
     Examples
     --------
@@ -198,20 +189,11 @@ def run_tests(
     Rabanser, S., Guennemann, S. and Lipton, Z. C. (2019). Failing loudly: an empirical study of methods
     for detecting dataset shift. Advances in Neural Information Processing Systems 32.
     """
-    tests: dict[str, tuple[float, _Test]] = {
-        "confidence_distribution": (thresholds.ks, _confidences),
-        "prediction_distribution": (thresholds.total_variation, _classes),
-        "mean_confidence": (thresholds.mean_shift, _mean_confidence),
-        "softmax_distribution": (thresholds.ks, _softmax),
-        "accuracy": (thresholds.warning, _accuracy),
-    }
     if window.fingerprint != bins.fingerprint:
         raise SettingsError("the window was counted in other bins than those of the reference")
-    comparison = _Comparison.of(window, bins, thresholds, name)
-    model = [_answer(comparison, metric, *test) for metric, test in tests.items()]
-    first = 1 + len(bins.classes)
-    inputs = [_input(comparison, first + index) for index in range(len(bins.statistics))]
-    return correct_and_decide(model, alpha or thresholds.alpha) + correct_and_decide(inputs, alpha or thresholds.alpha)
+    comparison = _Comparison(window, bins, thresholds, name)
+    families = comparison.test_predictions(), comparison.test_inputs()
+    return [result for family in families for result in correct_and_decide(family, alpha or thresholds.alpha)]
 
 
 def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[DriftResult]:
@@ -219,175 +201,143 @@ def correct_and_decide(results: Iterable[DriftResult], alpha: float) -> list[Dri
     results = list(results)
     tested = [result for result in results if result.p_value is not None]
     weights = [WEIGHTS.get(result.metric, 1.0) for result in tested]
-    p_values = holm([result.p_value or 0.0 for result in tested], weights)
-    corrected = dict(zip(map(id, tested), p_values, strict=True))
+    p_values = iter(holm([result.p_value or 0.0 for result in tested], weights))
     return [
         replace(
             result,
-            corrected_p_value=corrected[id(result)],
-            drifted=corrected[id(result)] < alpha and (result.effect or 0.0) >= result.minimum_effect,
+            corrected_p_value=(p_value := next(p_values)),
+            drifted=p_value < alpha and (result.effect or 0.0) >= result.minimum_effect,
         )
-        if id(result) in corrected
+        if result.p_value is not None
         else result
         for result in results
     ]
 
 
-@dataclass(frozen=True)
 class _Comparison:
-    """A window and the reference, with values that several tests need.
+    """A window and the reference, with values that several tests need; a missing reference is empty.
 
     ``ks`` (Q,) is the KS statistic of each quantity, ``n`` and ``n_reference`` (Q,) are the numbers of its values,
-    ``independent`` is the share of independent cases in the window. A missing reference is empty.
+    ``independent`` is the share of independent cases in the window. Each test fills in the result that it is given.
     """
 
-    now: WindowSummary
-    reference: WindowSummary
-    bins: ReferenceBins
-    thresholds: Thresholds
-    window: str
-    ks: NDArray[np.float64]
-    n: NDArray[np.int64]
-    n_reference: NDArray[np.int64]
-    independent: float
-
-    @classmethod
-    def of(cls, now: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, window: str) -> "_Comparison":
-        reference = bins.reference or bins.empty()
-        n, n_reference = (counts.n - counts.cells[bins.missing] for counts in (now, reference))
+    def __init__(self, now: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, window: str) -> None:
+        self.now, self.bins, self.thresholds, self.window = now, bins, thresholds, window
+        self.reference = bins.reference or bins.empty()
+        self.n, self.n_reference = (counts.n - counts.cells[bins.missing] for counts in (now, self.reference))
         sizes = np.diff(bins.starts)
-        differences = now.cells / np.repeat(np.maximum(n, 1), sizes)
-        differences -= reference.cells / np.repeat(np.maximum(n_reference, 1), sizes)
+        differences = now.cells / np.repeat(np.maximum(self.n, 1), sizes)
+        differences -= self.reference.cells / np.repeat(np.maximum(self.n_reference, 1), sizes)
         differences[bins.missing] = 0
-        differences[np.repeat((n == 0) | (n_reference == 0), sizes)] = 0
-        ks = hypothesis_tests.ks_statistics(differences, bins.starts[:-1])
-        independent = now.effective_n / now.n_finite if now.n_finite else 1.0
-        return cls(now, reference, bins, thresholds, window, ks, n, n_reference, independent)
+        differences[np.repeat((self.n == 0) | (self.n_reference == 0), sizes)] = 0
+        self.ks = hypothesis_tests.ks_statistics(differences, bins.starts[:-1])
+        self.independent = now.effective_n / now.n_finite if now.n_finite else 1.0
 
-    def p_value(self, quantity: int) -> float:
-        """P-value of the KS test of a quantity."""
-        n = max(1.0, self.independent * float(self.n[quantity]))
-        return hypothesis_tests.ks_p_value(float(self.ks[quantity]), n, float(self.n_reference[quantity]))
+    def test_predictions(self) -> list[DriftResult]:
+        """Results of the tests for which there are enough predictions or labels."""
+        limits, size = self.thresholds, self.reference.n
+        tests: dict[str, tuple[float, Callable[[DriftResult], DriftResult]]] = {
+            "confidence_distribution": (limits.ks, lambda blank: self._ks(blank, 0)),
+            "prediction_distribution": (limits.total_variation, self._classes),
+            "mean_confidence": (limits.mean_shift, self._mean_confidence),
+            "softmax_distribution": (limits.ks, self._softmax),
+            "accuracy": (limits.warning, self._accuracy),
+        }
+        results = []
+        for metric, (minimum, test) in tests.items():
+            cases, needed = self.now.n_finite, limits.minimum_predictions
+            if metric == "accuracy":
+                cases, needed = self.now.n_labels, limits.minimum_labels
+            blank = DriftResult(metric, "model", self.window, cases, size, minimum)
+            results.append(test(blank) if min(cases, size) >= needed else blank)
+        return results
 
-    def psi(self, quantity: int) -> float:
-        """PSI of a quantity in tenths of the reference."""
+    def test_inputs(self) -> list[DriftResult]:
+        """Results of the tests of the input statistics of which there are enough values."""
+        results = []
+        for quantity, name in enumerate(self.bins.statistics, start=1 + len(self.bins.classes)):
+            n, size = int(self.n[quantity]), int(self.n_reference[quantity])
+            blank = DriftResult(name, "input", self.window, n, size, self.thresholds.ks)
+            enough = min(n, size) >= self.thresholds.minimum_predictions
+            results.append(self._ks(blank, quantity) if enough else blank)
+        return results
+
+    def _ks(self, blank: DriftResult, quantity: int) -> DriftResult:
+        statistic, n = float(self.ks[quantity]), self.independent * float(self.n[quantity])
+        before, now = (self.bins.quantile(counts, quantity, 0.5) for counts in (self.reference, self.now))
         groups, reference = self.bins.deciles[quantity]
-        now = np.bincount(groups, self.now.cells[self.bins.bin_slice(quantity)])
-        return hypothesis_tests.population_stability_index(now, reference)
+        cells = np.bincount(groups, self.now.cells[self.bins.bin_slice(quantity)])
+        return replace(
+            blank,
+            statistic=statistic,
+            p_value=hypothesis_tests.ks_p_value(statistic, max(1.0, n), float(self.n_reference[quantity])),
+            effect=statistic,
+            detail=f"median {_number(before)} -> {_number(now)}",
+            psi=hypothesis_tests.population_stability_index(cells, reference),
+            n_effective=n,
+        )
 
-    def medians(self, quantity: int) -> str:
-        now = self.bins.quantile(self.now, quantity, 0.5)
-        return f"median {_number(self.bins.medians[quantity])} -> {_number(now)}"
-
-    def widest(self, quantity: int) -> str:
-        """The value at which the two distributions differ most, in words."""
-        cells = self.bins.bin_slice(quantity)
+    def _softmax(self, blank: DriftResult) -> DriftResult:
+        """The KS test of the class with the largest difference, Bonferroni over the classes."""
+        k = len(self.bins.classes)
+        if self.n[1] < self.thresholds.minimum_predictions:  # only classes and confidences were logged
+            return blank
+        worst = 1 + int(self.ks[1 : k + 1].argmax())
+        result = self._ks(blank, worst)
+        cells = self.bins.bin_slice(worst)
         upto = [np.cumsum(counts.cells[cells]) / counts.cells[cells].sum() for counts in (self.reference, self.now)]
-        place = int(np.abs(upto[1] - upto[0]).argmax())
+        place = int(np.abs(upto[1] - upto[0]).argmax())  # where the two distributions differ most
         before, after = (1 - each[place] for each in upto)
-        return f"above {_number(self.bins.values(quantity)[place])} in {before:.1%} -> {after:.1%}"
+        edge = f"above {_number(self.bins.values(worst)[place])} in {before:.1%} -> {after:.1%}"
+        detail = f"most of all {self.bins.classes[worst - 1]!r}: {edge}"
+        return replace(result, p_value=min(1.0, k * (result.p_value or 0.0)), detail=detail)
 
+    def _classes(self, blank: DriftResult) -> DriftResult:
+        now, reference, names = self.now.classes, self.reference.classes, self.bins.classes
+        outcome = hypothesis_tests.chi_square(now * self.independent, reference)
+        before, after = reference / reference.sum(), now / now.sum()
+        changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
+        return replace(
+            blank,
+            statistic=outcome.statistic,
+            p_value=outcome.p_value,
+            effect=hypothesis_tests.total_variation(now, reference),
+            detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
+            psi=hypothesis_tests.population_stability_index(now, reference),
+            n_effective=self.now.effective_n,
+        )
 
-_Test = Callable[[_Comparison, DriftResult], DriftResult]
+    def _mean_confidence(self, blank: DriftResult) -> DriftResult:
+        now, reference = self.now.confidence._replace(n=self.now.effective_n), self.reference.confidence
+        outcome, shift = hypothesis_tests.mean_shift(now, reference, HALF_PRECISION_STEP)
+        return replace(
+            blank,
+            statistic=outcome.statistic,
+            p_value=outcome.p_value,
+            effect=abs(shift),
+            detail=f"mean {_number(reference.mean)} -> {_number(now.mean)}",
+            n_effective=now.n,
+        )
 
-
-def _answer(comparison: _Comparison, metric: str, minimum: float, test: _Test) -> DriftResult:
-    """A test of the predictions, if there are enough."""
-    needed, cases = comparison.thresholds.minimum_predictions, comparison.now.n_finite
-    if metric == "accuracy":
-        needed, cases = comparison.thresholds.minimum_labels, comparison.now.n_labels
-    size = comparison.reference.n
-    blank = DriftResult(metric, "model", comparison.window, cases, size, minimum)
-    return test(comparison, blank) if min(cases, size) >= needed else blank
-
-
-def _confidences(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    return _ks(comparison, blank, 0, comparison.p_value(0))
-
-
-def _softmax(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    k = len(comparison.bins.classes)
-    if comparison.n[1] < comparison.thresholds.minimum_predictions:  # only classes and confidences were logged
-        return blank
-    worst = 1 + int(comparison.ks[1 : k + 1].argmax())
-    result = _ks(comparison, blank, worst, hypothesis_tests.bonferroni(comparison.p_value(worst), k))
-    name = comparison.bins.classes[worst - 1]
-    return replace(result, detail=f"most of all {name!r}: {comparison.widest(worst)}")
-
-
-def _ks(comparison: _Comparison, blank: DriftResult, quantity: int, p_value: float) -> DriftResult:
-    """A KS test of one quantity."""
-    statistic = float(comparison.ks[quantity])
-    return replace(
-        blank,
-        statistic=statistic,
-        p_value=p_value,
-        effect=statistic,
-        detail=comparison.medians(quantity),
-        psi=comparison.psi(quantity),
-        n_effective=comparison.independent * float(comparison.n[quantity]),
-    )
-
-
-def _classes(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    now, reference = comparison.now.classes, comparison.reference.classes
-    outcome = hypothesis_tests.chi_square(now * comparison.independent, reference)
-    before, after = reference / reference.sum(), now / now.sum()
-    changed = np.argsort(-np.abs(after - before), kind="stable")[:SHOWN_CLASSES]
-    names = comparison.bins.classes
-    return replace(
-        blank,
-        statistic=outcome.statistic,
-        p_value=outcome.p_value,
-        effect=hypothesis_tests.total_variation(now, reference),
-        detail=", ".join(f"{names[k]!r} {before[k]:.1%} -> {after[k]:.1%}" for k in changed),
-        psi=hypothesis_tests.population_stability_index(now, reference),
-        n_effective=comparison.now.effective_n,
-    )
-
-
-def _mean_confidence(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    now, reference = comparison.now.confidence, comparison.reference.confidence
-    scaled = now._replace(n=comparison.now.effective_n)
-    outcome, shift = hypothesis_tests.mean_shift(scaled, reference, HALF_PRECISION_STEP)
-    return replace(
-        blank,
-        statistic=outcome.statistic,
-        p_value=outcome.p_value,
-        effect=abs(shift),
-        detail=f"mean {_number(reference.mean)} -> {_number(now.mean)}",
-        n_effective=comparison.now.effective_n,
-    )
-
-
-def _accuracy(comparison: _Comparison, blank: DriftResult) -> DriftResult:
-    reference, sample = comparison.reference, label_bias(comparison.now, comparison.reference, comparison.thresholds)
-    if sample is None or sample.effective_n < comparison.thresholds.minimum_labels:
-        return blank
-    counted = sample.best_case * sample.best_case_n, sample.best_case_n, reference.n_correct, reference.n
-    outcome = hypothesis_tests.accuracy_drop_test(*counted)
-    before, after = reference.n_correct / reference.n, sample.accuracy
-    certain = hypothesis_tests.degradation_lower_bound(*counted, comparison.thresholds.confidence)
-    sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
-    note = f"; {sample.note}" if not sample.fair else ""
-    return replace(
-        blank,
-        n=sample.n,
-        statistic=outcome.statistic,
-        p_value=outcome.p_value,
-        effect=1 - after / before if reference.n_correct else 0.0,
-        detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
-        n_effective=sample.effective_n,
-    )
-
-
-def _input(comparison: _Comparison, quantity: int) -> DriftResult:
-    """A test of one input statistic, if there are enough values."""
-    n, size = int(comparison.n[quantity]), int(comparison.n_reference[quantity])
-    name = comparison.bins.quantities[quantity]
-    blank = DriftResult(name, "input", comparison.window, n, size, comparison.thresholds.ks)
-    enough = min(n, size) >= comparison.thresholds.minimum_predictions
-    return _ks(comparison, blank, quantity, comparison.p_value(quantity)) if enough else blank
+    def _accuracy(self, blank: DriftResult) -> DriftResult:
+        reference, sample = self.reference, label_bias(self.now, self.reference, self.thresholds)
+        if sample is None or sample.effective_n < self.thresholds.minimum_labels:
+            return blank
+        counted = sample.best_case * sample.best_case_n, sample.best_case_n, reference.n_correct, reference.n
+        outcome = hypothesis_tests.accuracy_drop_test(*counted)
+        before, after = reference.n_correct / reference.n, sample.accuracy
+        certain = hypothesis_tests.degradation_lower_bound(*counted, self.thresholds.confidence)
+        sure = f", drop of at least {certain:.1%} certain" if certain >= 0.001 else ""
+        note = f"; {sample.note}" if not sample.fair else ""
+        return replace(
+            blank,
+            n=sample.n,
+            statistic=outcome.statistic,
+            p_value=outcome.p_value,
+            effect=1 - after / before if reference.n_correct else 0.0,
+            detail=f"{before:.1%} -> {after:.1%}{sure}{note}",
+            n_effective=sample.effective_n,
+        )
 
 
 def _any_or_none(answers: Iterable[bool | None]) -> bool | None:
@@ -397,7 +347,7 @@ def _any_or_none(answers: Iterable[bool | None]) -> bool | None:
 
 
 _HEADER = ("window", "metric", "result", "effect", "minimum", "p (corrected)", "n", "what changed")
-_LEFT = (True, True, True, False, False, False, False, True)
+_ALIGNED = "<<<>>>><"
 
 
 def _cells(result: DriftResult) -> tuple[str, ...]:
@@ -424,7 +374,3 @@ def format_p_value(p_value: float) -> str:
 
 def _number(value: Any) -> str:
     return f"{float(value):.3g}" if math.isfinite(value) else "-"
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    return text.ljust(width) if left else text.rjust(width)

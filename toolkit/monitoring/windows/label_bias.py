@@ -35,8 +35,8 @@ class LabelBias:
         ``drawn`` by the monitor at random; ``all`` of the predictions; ``chosen`` in another way.
     fair
         Whether their predictions are distributed like all predictions of the window.
-    n
-        Number of labels.
+    n, n_drawn
+        Number of labels, and of those of the window that are of a sample drawn at random.
     unweighted_accuracy
         Share of them that was right.
     accuracy, interval
@@ -56,6 +56,7 @@ class LabelBias:
     kind: str
     fair: bool
     n: int
+    n_drawn: int
     unweighted_accuracy: float
     accuracy: float
     interval: Interval
@@ -71,7 +72,7 @@ class LabelBias:
         """Restrictions of the labels, as a clause; empty for a fair sample that was drawn.
 
         >>> half = Interval(0.4, 0.6)
-        >>> LabelBias("chosen", True, 60, 0.5, 0.5, half, 60, 60, 0.5, 60, "", "critical").note
+        >>> LabelBias("chosen", True, 60, 0, 0.5, 0.5, half, 60, 60, 0.5, 60, "", "critical").note
         'labels of a choice of your own, which confirm no more than critical: see python monitoring.py labels'
         """
         confirms = "nothing" if self.may_confirm == LEVELS[0] else f"no more than {self.may_confirm}"
@@ -88,17 +89,10 @@ class LabelBias:
 
 
 def effective_labels(counts: WindowSummary, n: int | None = None) -> float:
-    """Number of independent labels that the labels of a window are equivalent to.
+    """Number of independent labels that ``n`` labels of a window are equivalent to, all of them when None.
 
     Where predictions in bursts are equivalent to 1 / d independent ones each, and a share f of them is labelled,
     each label is equivalent to 1 / (1 + f (d - 1)).
-
-    Parameters
-    ----------
-    counts
-        Of the window.
-    n
-        Number of labels; all of the window when None.
 
     References
     ----------
@@ -114,16 +108,8 @@ def effective_labels(counts: WindowSummary, n: int | None = None) -> float:
 def label_bias(counts: WindowSummary, reference: WindowSummary | None, thresholds: Thresholds) -> LabelBias | None:
     """The bias of the labels of a window; None without labels.
 
-    Labels of a drawn sample count alone, as soon as there are ``minimum_labels`` of them.
-
-    Parameters
-    ----------
-    counts
-        Of the window.
-    reference
-        Counts of the held-out images; None for a model without a baseline.
-    thresholds
-        With ``trust_labels`` all labels count as a fair sample.
+    Labels of a drawn sample count alone, as soon as there are ``minimum_labels`` of them. With
+    ``thresholds.trust_labels`` all labels count as a fair sample.
 
     References
     ----------
@@ -148,6 +134,7 @@ def label_bias(counts: WindowSummary, reference: WindowSummary | None, threshold
         kind=kind,
         fair=not axes,
         n=n,
+        n_drawn=int(drawn.sum()),
         unweighted_accuracy=unweighted,
         accuracy=accuracy,
         interval=Interval(min(interval.low, accuracy), max(interval.high, accuracy)),  # also after rounding

@@ -1,89 +1,26 @@
 """Metrics of a window, from its counts."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 
-from toolkit.monitoring.base.thresholds import Thresholds
+from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats import performance
-from toolkit.monitoring.windows.label_bias import LabelBias, effective_labels, label_bias
+from toolkit.monitoring.stats.hypothesis_tests import degradation_lower_bound
+from toolkit.monitoring.stats.performance import Degradation
+from toolkit.monitoring.stats.performance_estimation import EstimatedAccuracy
+from toolkit.monitoring.windows.label_bias import effective_labels, label_bias
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import STEPS, WindowSummary
 from toolkit.statistics.calibration import CalibrationBins
 
 
 @dataclass(frozen=True, kw_only=True)
-class Degradation:
-    """The relative drop of accuracy by labels; see ``performance.degradation``.
-
-    Parameters
-    ----------
-    reference_accuracy, reference_n
-        Accuracy on the held-out images, and their number.
-    degradation
-        ``(reference_accuracy - accuracy) / reference_accuracy``.
-    degradation_lower_bound
-        Its lower confidence bound.
-    level
-        ``ok``, ``warning``, ``critical`` or ``immediate``, by the observed drop; None with too few labels.
-    status
-        ``none``, ``suspected``, ``confirmed`` or ``insufficient_data``.
-    """
-
-    reference_accuracy: float | None
-    reference_n: int
-    degradation: float | None
-    degradation_lower_bound: float | None
-    level: str | None
-    status: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimatedAccuracy(Degradation):
-    """The estimate of accuracy without labels, and its drop; see ``PerformanceEstimator``.
-
-    Parameters
-    ----------
-    accuracy, accuracy_interval
-        The estimate and its 95 % interval.
-    method
-        The one of ``performance_estimation.METHODS`` that it comes from.
-    n
-        Number of predictions.
-    note
-        The reason when ``status`` is ``insufficient_data``.
-    """
-
-    accuracy: float | None
-    accuracy_interval: Sequence[float] | None
-    method: str | None
-    n: int
-    note: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class LabelsUsed:
-    """The labels that accuracy is measured by; see ``label_bias.LabelBias``.
-
-    Parameters
-    ----------
-    kind
-        ``drawn`` by the monitor at random; ``all`` of the predictions; ``chosen`` in another way.
-    fair
-        Whether their predictions are distributed like all predictions of the window.
-    n, n_drawn
-        Number of labels, and of those of the window that are of a sample drawn at random.
-    effective_n
-        Number of independent labels that they are equivalent to.
-    unweighted_accuracy
-        Share of them that was right.
-    may_confirm
-        The worst level that they can confirm.
-    note
-        Restrictions of the labels; empty for a fair sample.
-    """
+    """The labels that accuracy is measured by, as in ``LabelBias``."""
 
     kind: str
     fair: bool
@@ -104,7 +41,7 @@ class Latency:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowMetrics:
+class WindowMetrics(Degradation):
     """Metrics of a window. Unknown values are None, never NaN; intervals are of 95 %.
 
     Parameters
@@ -123,10 +60,8 @@ class WindowMetrics:
         Of the labelled predictions, weighted by how often each true class occurs.
     labels_used
         The labels behind these metrics; None without labels.
-    reference_accuracy, reference_n
-        Accuracy on the held-out images, and their number.
-    degradation, degradation_lower_bound, level, status
-        The relative drop of accuracy below that; see ``Degradation``.
+    reference_accuracy, reference_n, degradation, degradation_lower_bound, level, status
+        The relative drop of accuracy below the reference; see ``Degradation``.
     calibration_error, calibration_error_interval
         Expected calibration error of the labelled predictions.
     estimate
@@ -160,12 +95,6 @@ class WindowMetrics:
     f1_weighted: float | None
     f1_weighted_interval: Sequence[float] | None
     labels_used: LabelsUsed | None
-    reference_accuracy: float | None
-    reference_n: int
-    degradation: float | None
-    degradation_lower_bound: float | None
-    level: str | None
-    status: str
     calibration_error: float | None
     calibration_error_interval: Sequence[float] | None
     estimate: EstimatedAccuracy | None
@@ -190,18 +119,7 @@ def window_metrics(
     model_version: str | None = None,
     evidence: Mapping[str, float | None] | None = None,
 ) -> WindowMetrics:
-    """The metrics of a window.
-
-    Parameters
-    ----------
-    counts
-        Of the window, made with ``bins``.
-    bins
-        With the reference, without which degradation is unknown.
-    thresholds
-        Of degradation.
-    window, model_version, evidence
-        As in ``WindowMetrics``.
+    """The metrics of a window that was counted in ``bins``.
 
     Examples
     --------
@@ -222,7 +140,6 @@ def window_metrics(
     sample = label_bias(counts, bins.reference, thresholds)
     labelled = performance.classification_metrics(counts.confusion_matrix, effective_n)
     labelled |= performance.calibration(calibration_of(counts), effective_n)
-    del labelled["calibration_curve"]
     if sample is not None:
         labelled |= {"accuracy": sample.accuracy, "accuracy_interval": list(sample.interval)}
     return WindowMetrics(
@@ -232,7 +149,9 @@ def window_metrics(
         since=counts.since if counts.n else None,
         until=counts.until if counts.n else None,
         **labelled,
-        labels_used=_labels_used(sample, counts) if sample else None,
+        labels_used=LabelsUsed(**{entry.name: getattr(sample, entry.name) for entry in fields(LabelsUsed)})
+        if sample
+        else None,
         **asdict(degradation(counts, bins, thresholds)),
         estimate=estimated_accuracy(counts, bins, thresholds),
         mean_confidence=confidence.mean if answered else None,
@@ -245,40 +164,37 @@ def window_metrics(
     )
 
 
-def _labels_used(sample: LabelBias, counts: WindowSummary) -> LabelsUsed:
-    return LabelsUsed(
-        kind=sample.kind,
-        fair=sample.fair,
-        n=sample.n,
-        n_drawn=int(counts.strata[3].sum()),
-        effective_n=sample.effective_n,
-        unweighted_accuracy=sample.unweighted_accuracy,
-        may_confirm=sample.may_confirm,
-        note=sample.note,
-    )
-
-
 def degradation(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> Degradation:
-    """The relative drop of accuracy in a window, by its labels."""
-    reference = bins.reference
-    right, n = (reference.n_correct, reference.n) if reference else (0, 0)
-    sample = label_bias(counts, reference, thresholds)
-    if sample is None:
-        return Degradation(**performance.degradation(0, 0, right, n, thresholds))
-    found = performance.degradation(
-        sample.accuracy * sample.n, sample.n, right, n, thresholds, sample.effective_n,
-        weighted=None if sample.fair else sample, may_confirm=sample.may_confirm,
-    )  # fmt: skip
-    return Degradation(**found)
+    """The relative drop of accuracy in a window, by its labels.
+
+    If they are a biased sample, the bound is that of the best case, and a drop that chance explains is ``ok``.
+    """
+    reference, sample = bins.reference, label_bias(counts, bins.reference, thresholds)
+    if reference is None:
+        return Degradation()
+    found = Degradation(reference_accuracy=reference.n_correct / reference.n, reference_n=reference.n)
+    if sample is None or not found.reference_accuracy:
+        return found
+    drop, usual = 1 - sample.accuracy / found.reference_accuracy, (reference.n_correct, reference.n)
+    best, likely = (
+        degradation_lower_bound(accuracy * n, n, *usual, thresholds.confidence)
+        for accuracy, n in ((sample.best_case, sample.best_case_n), (sample.accuracy, sample.accuracy_n))
+    )
+    found = replace(found, degradation=drop, degradation_lower_bound=best if math.isfinite(best) else None)
+    if sample.effective_n < thresholds.minimum_labels:
+        return found
+    level = thresholds.level(drop) if sample.fair or likely > 0 else LEVELS[0]
+    provable = min(map(thresholds.severity, (thresholds.level(best), sample.may_confirm)))
+    status = "confirmed" if provable >= thresholds.severity(level) else "suspected"
+    return replace(found, level=level, status="none" if level == LEVELS[0] else status)
 
 
 def estimated_accuracy(counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds) -> EstimatedAccuracy | None:
     """The accuracy in a window, estimated without labels; None without a reference."""
-    estimator = bins.estimator
-    if estimator is None:
+    if bins.estimator is None:
         return None
-    found = estimator.from_sums(counts.score_sums, counts.n_finite, counts.effective_n)
-    return EstimatedAccuracy(**estimator.degradation(found, thresholds))
+    found = bins.estimator.from_sums(counts.score_sums, counts.n_finite, counts.effective_n)
+    return bins.estimator.degradation(found, thresholds)
 
 
 def calibration_of(counts: WindowSummary) -> CalibrationBins:

@@ -99,9 +99,9 @@ class ReferenceBins:
     A quantity has 1,024 bins. Classes share 131,072: with more than 128 classes each has fewer, 131 with 1,000
     classes, and at least 16; then confidence and statistics have at least 256.
 
-    The Kolmogorov-Smirnov statistic in these bins is at most the exact one, and less by no more than ``error``: the
-    largest share of the reference in one bin of several values. That is about 0.001 to 0.002 with 1,024 bins, and
-    0.008 to 0.015 for the classes of a thousand.
+    The Kolmogorov-Smirnov statistic in these bins is at most the exact one, and less by no more than the largest share
+    of the reference in one bin of several values: about 0.001 to 0.002 with 1,024 bins, and 0.008 to 0.015 for the
+    classes of a thousand.
 
     Parameters
     ----------
@@ -123,10 +123,8 @@ class ReferenceBins:
     >>> bins = ReferenceBins(("cat", "dog"), sure)
     >>> bins.quantities
     ('confidence', 'probability of cat', 'probability of dog')
-    >>> bins.reference.mean_confidence, bins.error.tolist()
-    (0.875, [0.0, 0.0, 0.0])
-    >>> bins.quantile(bins.reference, 0, 0.5)
-    0.75
+    >>> bins.reference.mean_confidence, bins.quantile(bins.reference, 0, 0.5)
+    (0.875, 0.75)
     """
 
     def __init__(self, classes: Sequence[str], baseline: Baseline | None = None) -> None:
@@ -148,8 +146,7 @@ class ReferenceBins:
         self._type = np.uint8 if sizes.max() <= 2**8 else np.uint16
         self.estimator = PerformanceEstimator(self.baseline) if self.baseline is not None else None
         self.fingerprint = hashlib.sha256(self._edges.tobytes()).hexdigest()[:16]
-        self.reference = self.count(_as_predictions(self.baseline)) if self.baseline is not None else None
-        self.error = self._errors(scales)  # (Q,)
+        self.reference = self.count(self._held_out(self.baseline)) if self.baseline is not None else None
 
     def bin_slice(self, quantity: int) -> slice:
         """The cells of a quantity, without that of missing values."""
@@ -160,36 +157,17 @@ class ReferenceBins:
         return np.asarray(self._values[self.bin_slice(quantity)], np.float32)
 
     def quantile(self, counts: WindowSummary, quantity: int, share: float) -> float:
-        """A quantile of a quantity, to the width of a bin; NaN without values.
-
-        Parameters
-        ----------
-        counts
-            A summary in these bins.
-        quantity
-            Index in ``quantities``.
-        share
-            In [0, 1].
-        """
+        """A quantile of a quantity in a summary, to the width of a bin; NaN without values."""
         reached = np.cumsum(counts.cells[self.bin_slice(quantity)])
         place = np.searchsorted(reached, max(1, share * reached[-1]))
-        return float(self.values(quantity)[place]) if reached[-1] else float("nan")
-
-    @functools.cached_property
-    def medians(self) -> tuple[float, ...]:
-        """(Q,), the median of each quantity in the reference; NaN without values."""
-        counts = self.reference or self.empty()
-        return tuple(self.quantile(counts, quantity, 0.5) for quantity in range(len(self.quantities)))
+        return float(self.values(quantity)[place]) if reached[-1] else math.nan
 
     @functools.cached_property
     def deciles(self) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]:
         """For each quantity, the tenth of the reference that each bin is in, and the number of cases of each tenth."""
         counts = (self.reference or self.empty()).cells
         cells = [counts[self.bin_slice(quantity)] for quantity in range(len(self.quantities))]
-        groups = [quantile_groups(each) for each in cells]
-        return tuple(
-            (group, np.bincount(group, each).astype(np.int64)) for group, each in zip(groups, cells, strict=True)
-        )
+        return tuple((group := quantile_groups(each), np.bincount(group, each).astype(np.int64)) for each in cells)
 
     def empty(self) -> WindowSummary:
         """The summary of no predictions."""
@@ -270,6 +248,13 @@ class ReferenceBins:
             strata=strata,
         ).with_labels(everything, steps, np.full(len(rows), NO_CLASS), labels, (rows.drawn, rows.drawn))
 
+    @staticmethod
+    def _held_out(baseline: Baseline) -> Predictions:
+        """The held-out images as labelled predictions."""
+        statistics = {name: np.asarray(values, np.float32) for name, values in baseline.statistics.items()}
+        columns = np.zeros(baseline.size), baseline.predicted, baseline.confidence, baseline.labels
+        return Predictions(baseline.classes, *columns, statistics=statistics, probabilities=baseline.probabilities)
+
     def _probability_scales(self) -> Iterator[Floats]:
         """Upper ends of the bins of the confidence and of each class."""
         each = min(MAX_BINS, max(MIN_BINS, MAX_CELLS // max(len(self.classes), 1)))
@@ -290,14 +275,6 @@ class ReferenceBins:
             given = values[np.isfinite(values)]
             low, high = (float(given.min()), float(given.max())) if len(given) else (0.0, 1.0)
             yield _scale(values, bins - 2, _round_numbers(low, high))
-
-    def _errors(self, scales: Sequence[Floats]) -> NDArray[np.float64]:
-        """The largest share of the reference in one bin of several values, for each quantity."""
-        if self.reference is None:
-            return np.ones(len(scales))
-        several = np.concatenate([np.append(_several(scale), [True, False]) for scale in scales])
-        given = np.maximum(self.reference.n - self.reference.cells[self.missing], 1)
-        return np.asarray(np.maximum.reduceat(self.reference.cells * several, self._first) / given)
 
 
 def _scale(values: Floats, n_bins: int, grid: Floats | None = None) -> Floats:
@@ -323,27 +300,8 @@ def _round_numbers(low: float, high: float) -> NDArray[np.float32]:
     return np.asarray(np.clip(numbers, -limit, limit), np.float32)
 
 
-def _several(scale: Floats) -> NDArray[np.bool_]:
-    """Whether each bin can hold other values than its upper end."""
-    return np.append(True, np.nextafter(scale[1:], scale.dtype.type(-np.inf)) != scale[:-1])
-
-
 def _ordered(values: Floats) -> NDArray[np.int64]:
     """Whole numbers in the order of float32 numbers; values that are not finite come last."""
     single = np.asarray(values, np.float32) + np.float32(0)  # -0 and 0 are one value
     bits = single.view(np.int32)
     return np.where(np.isfinite(single), np.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _MISSING).astype(np.int64)
-
-
-def _as_predictions(baseline: Baseline) -> Predictions:
-    """The held-out images as labelled predictions."""
-    statistics = {name: np.asarray(values, np.float32) for name, values in baseline.statistics.items()}
-    return Predictions(
-        baseline.classes,
-        np.zeros(baseline.size),
-        baseline.predicted,
-        baseline.confidence,
-        baseline.labels,
-        statistics=statistics,
-        probabilities=baseline.probabilities,
-    )

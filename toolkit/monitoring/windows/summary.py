@@ -113,11 +113,9 @@ class WindowSummary:
 
     def __add__(self, other: Self) -> Self:
         """The summary of these predictions followed by those of ``other``."""
-        self._check(other)
-        joint = _pair(self.tail, other.head)
         return replace(
             self,
-            **{name: getattr(self, name) + getattr(other, name) + joint.get(name, 0) for name in _SUMS},
+            **self._sums(1, other, self.tail, other.head),
             confusion=Counter(self.confusion + other.confusion),
             since=min(self.since, other.since),
             until=max(self.until, other.until),
@@ -126,22 +124,10 @@ class WindowSummary:
         )
 
     def minus_head(self, beginning: Self, head: Edge | None, since: float, until: float) -> Self:
-        """The summary without the oldest predictions.
-
-        Parameters
-        ----------
-        beginning
-            The summary of the oldest predictions.
-        head
-            The first finite prediction that remains.
-        since, until
-            The earliest and the latest time that remain.
-        """
-        self._check(beginning)
-        joint = _pair(beginning.tail, head)
+        """The summary without the oldest predictions; the other arguments are the bounds of those that remain."""
         return replace(
             self,
-            **{name: getattr(self, name) - getattr(beginning, name) - joint.get(name, 0) for name in _SUMS},
+            **self._sums(-1, beginning, beginning.tail, head),
             confusion=self.confusion - beginning.confusion,
             since=since,
             until=until,
@@ -149,13 +135,18 @@ class WindowSummary:
             tail=self.tail if head else None,
         )
 
+    def _sums(self, sign: int, other: Self, before: Edge | None, after: Edge | None) -> dict[str, Any]:
+        """The sums with those of ``other`` and of the pair of predictions where the two meet, added or subtracted."""
+        if self.fingerprint != other.fingerprint:
+            raise StoreError(f"counts in the bins {self.fingerprint} and {other.fingerprint} cannot be put together")
+        joint = {}
+        if before is not None and after is not None:
+            repeats = int(before.predicted == after.predicted)
+            joint = {"pairs": 1, "products": before.confidence * after.confidence, "repeats": repeats}
+        return {name: getattr(self, name) + sign * (getattr(other, name) + joint.get(name, 0)) for name in _SUMS}
+
     def with_labels(
-        self,
-        predicted: Whole,
-        confidence: Whole,
-        old: Whole,
-        new: Whole,
-        drawn: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+        self, predicted: Whole, confidence: Whole, old: Whole, new: Whole, drawn: tuple[Any, Any] = (False, False)
     ) -> Self:
         """The summary after some labels were added, changed or removed.
 
@@ -166,12 +157,10 @@ class WindowSummary:
         old, new
             (m,), their labels before and now; -1 for none.
         drawn
-            (m,) and (m,), whether they were labels of a drawn sample before and now; False when None.
+            (m,) and (m,), whether they were labels of a drawn sample before and now.
         """
         confusion, calibration, strata = Counter(self.confusion), self.calibration.copy(), self.strata.copy()
-        never = np.zeros(len(predicted), np.bool_)
-        before, now = drawn if drawn is not None else (never, never)
-        for sign, labels, sampled in ((-1, old, before), (1, new, now)):
+        for sign, labels, sampled in ((-1, old, drawn[0]), (1, new, drawn[1])):
             known = (labels != NO_CLASS) & (predicted != NO_CLASS)
             codes, numbers = np.unique(labels[known] * len(self.classes) + predicted[known], return_counts=True)
             for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
@@ -184,10 +173,6 @@ class WindowSummary:
                 strata[row] += sign * count_strata(predicted[which], confidence[which], len(self.classes))
         held = Counter({k: v for k, v in confusion.items() if v})
         return replace(self, confusion=held, calibration=calibration, strata=strata)
-
-    def _check(self, other: Self) -> None:
-        if self.fingerprint != other.fingerprint:
-            raise StoreError(f"counts in the bins {self.fingerprint} and {other.fingerprint} cannot be put together")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, WindowSummary) and all(
@@ -270,29 +255,19 @@ class WindowSummary:
     def to_bytes(self) -> bytes:
         """The summary in a few kilobytes, with a checksum."""
         codes = sorted(self.confusion)
-        arrays = {
-            **{name: getattr(self, name).ravel() for name in _ARRAYS},
-            "codes": np.array(codes, np.int64),
-            "numbers": np.array([self.confusion[code] for code in codes], np.int64),
-        }
+        arrays = {name: getattr(self, name).ravel() for name in _ARRAYS}
+        arrays |= {"codes": np.array(codes, np.int64), "numbers": np.array([*map(self.confusion.get, codes)], np.int64)}
         small = {name: values.astype(_smallest(values)) for name, values in arrays.items()}
         header = {
             "numbers": {name: getattr(self, name) for name in _NUMBERS},
             "arrays": {name: [values.dtype.str, len(values)] for name, values in small.items()},
         }
-        text = json.dumps(header).encode() + b"\n" + b"".join(values.tobytes() for values in small.values())
-        body = zlib.compress(text)
+        body = zlib.compress(b"\n".join([json.dumps(header).encode(), b"".join(map(bytes, small.values()))]))
         return _MAGIC + zlib.crc32(body).to_bytes(4) + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read what ``to_bytes`` wrote.
-
-        Raises
-        ------
-        StoreError
-            When the bytes are damaged or of another kind.
-        """
+        """Read what ``to_bytes`` wrote; a ``StoreError`` when it is damaged."""
         start = len(_MAGIC) + 4
         body = data[start:]
         if data[:start] != _MAGIC + zlib.crc32(body).to_bytes(4):
@@ -313,7 +288,6 @@ class WindowSummary:
 
 _MAGIC = b"counts 1\n"
 _MAX_BYTES = 2**28  # uncompressed; ten thousand classes take a twentieth of it
-_TYPES = ("|u1", "<u2", "<u4", "<u8", "<i8")
 _ARRAYS = ("classes", "cells", "latency", "calibration", "scores", "strata")
 _SUMS = (*_ARRAYS, "n", "non_finite", "confidence_sum", "confidence_sum_sq", "pairs", "products", "repeats")
 _NUMBERS = ("fingerprint", *_SUMS[len(_ARRAYS) :], "since", "until", "head", "tail")
@@ -339,21 +313,8 @@ def count_strata(predicted: Whole, confidence: Whole, k: int) -> Whole:
     return np.bincount(band * k + predicted, minlength=len(BANDS) * k).astype(np.int64)
 
 
-def _pair(before: Edge | None, after: Edge | None) -> dict[str, int]:
-    """The terms of the pair of predictions where one summary follows another."""
-    if before is None or after is None:
-        return {}
-    return {
-        "pairs": 1,
-        "products": before.confidence * after.confidence,
-        "repeats": int(before.predicted == after.predicted),
-    }
-
-
 def _smallest(values: Whole) -> np.dtype[Any]:
-    """The smallest integer type of the values."""
-    if len(values) and values.min() < 0:
-        return np.dtype("<i8")
+    """The smallest type of the values, which are not negative."""
     return np.min_scalar_type(int(values.max(initial=0))).newbyteorder("<")
 
 
@@ -367,8 +328,6 @@ def _unpacked(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     header = json.loads(text[:end])
     arrays = {}
     for name, (kind, length) in header["arrays"].items():
-        if kind not in _TYPES:
-            raise ValueError(f"it holds numbers of type {kind}")
         arrays[name] = np.frombuffer(text, kind, length, end).astype(np.int64)
         end += arrays[name].size * np.dtype(kind).itemsize
     return header["numbers"], arrays

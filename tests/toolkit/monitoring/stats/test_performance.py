@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from toolkit.errors import SettingsError
-from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.performance import calibration, classification_metrics, degradation
+from toolkit.monitoring.stats.performance import calibration, classification_metrics
 from toolkit.statistics.calibration import calibration_bins
 from toolkit.statistics.intervals import wilson
 
@@ -108,18 +106,15 @@ def answers(n, rng, overconfidence=0.0):
     return np.stack([confidence, 1 - confidence], axis=1), np.where(right, 0, 1)
 
 
-def test_the_calibration_curve_is_scikit_learns():
-    rng = np.random.default_rng(2)
-    probabilities, labels = answers(2000, rng)
-    metrics = calibration(calibration_bins(probabilities, labels))
+def test_the_calibration_error_is_that_of_scikit_learns_curve():
+    probabilities, labels = answers(2000, np.random.default_rng(2))
+    bins = calibration_bins(probabilities, labels)
+    filled = bins.count > 0
     right, confident = calibration_curve(labels == 0, probabilities[:, 0], n_bins=15)
-    curve = metrics["calibration_curve"]
-    assert [entry["accuracy"] for entry in curve] == pytest.approx(right)
-    assert [entry["confidence"] for entry in curve] == pytest.approx(confident)
-    sizes = np.array([entry["n"] for entry in curve])
-    assert metrics["calibration_error"] == pytest.approx(np.abs(right - confident) @ sizes / 2000)
-    assert sizes.sum() == metrics["n_labels"] == 2000
-    json.dumps(metrics, allow_nan=False)
+    assert bins.accuracy[filled] == pytest.approx(right)
+    assert bins.confidence[filled] == pytest.approx(confident)
+    expected = np.abs(right - confident) @ bins.count[filled] / 2000
+    assert calibration(bins)["calibration_error"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("overconfidence", [0.0, 0.02, 0.15])
@@ -136,43 +131,4 @@ def test_the_calibration_error_is_in_its_interval(overconfidence):
 
 def test_calibration_without_labels_is_unknown():
     metrics = calibration(calibration_bins(np.zeros((0, 2)), np.zeros(0, int)))
-    assert metrics == {
-        "n_labels": 0,
-        "calibration_error": None,
-        "calibration_error_interval": None,
-        "calibration_curve": [],
-    }
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "effective_n", "level", "status"),
-    [
-        (900, 1000, None, "ok", "none"),
-        (830, 1000, None, "warning", "suspected"),  # a drop of 7.8 %, of which 4.6 % is certain
-        (780, 1000, None, "critical", "suspected"),
-        (750, 1000, None, "critical", "confirmed"),
-        (750, 1000, 100, "critical", "suspected"),  # the same in bursts of ten
-        (600, 1000, None, "immediate", "confirmed"),
-        (38, 50, None, "critical", "suspected"),
-        (20, 49, None, None, "insufficient_data"),
-        (600, 1000, 49.5, None, "insufficient_data"),
-    ],
-)
-def test_a_drop_is_confirmed_by_its_lower_bound(right, n, effective_n, level, status):
-    metrics = degradation(right, n, 1800, 2000, Thresholds(), effective_n)
-    assert (metrics["level"], metrics["status"]) == (level, status)
-    assert metrics["degradation"] == pytest.approx(1 - right / n / 0.9)
-    assert metrics["degradation_lower_bound"] < metrics["degradation"]
-
-
-@pytest.mark.parametrize("numbers", [(0, 0, 90, 100), (50, 60, 0, 0), (50, 60, 0, 100)])
-def test_degradation_without_labels_or_reference_is_unknown(numbers):
-    metrics = degradation(*numbers, Thresholds())
-    json.dumps(metrics, allow_nan=False)
-    assert metrics["degradation"] is metrics["level"] is None
-    assert metrics["status"] == "insufficient_data"
-
-
-def test_what_does_not_fit_is_refused_in_one_line():
-    with pytest.raises(SettingsError, match=r"must be square, got the shape \(2, 3\)"):
-        classification_metrics(np.zeros((2, 3), int))
+    assert metrics == {"calibration_error": None, "calibration_error_interval": None}

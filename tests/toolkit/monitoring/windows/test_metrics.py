@@ -76,21 +76,33 @@ def test_predictions_that_are_not_finite_are_left_out_of_means():
 
 
 @pytest.mark.parametrize(
-    ("right", "n", "level", "status"),
+    ("right", "n", "burst", "level", "status"),
     [
-        (900, 1000, "ok", "none"),
-        (780, 1000, "critical", "suspected"),
-        (600, 1000, "immediate", "confirmed"),
-        (20, 49, None, "insufficient_data"),
+        (900, 1000, 1, "ok", "none"),
+        (830, 1000, 1, "warning", "suspected"),  # a drop of 7.8 %, of which 4.6 % is certain
+        (780, 1000, 1, "critical", "suspected"),
+        (750, 1000, 1, "critical", "confirmed"),
+        (750, 1000, 10, "critical", "suspected"),
+        (600, 1000, 1, "immediate", "confirmed"),
+        (38, 50, 1, "critical", "suspected"),
+        (20, 49, 1, None, "insufficient_data"),
+        (600, 1000, 40, None, "insufficient_data"),
     ],
 )
-def test_a_drop_is_confirmed_by_its_lower_bound(right, n, level, status):
-    predicted = np.zeros(n, int)
+def test_a_drop_is_confirmed_by_its_lower_bound(right, n, burst, level, status):
     labels = np.where(np.arange(n) < right, 0, 1)
-    metrics = measure(window_with(predicted, labels), reference_of(1800, 2000))
+    confidence = np.repeat(np.random.default_rng(0).uniform(0.4, 1, n // burst), burst)  # as many images of each
+    metrics = measure(window_with(np.zeros(n, int), labels, np.float16(confidence)), reference_of(1800, 2000))
     assert (metrics.level, metrics.status) == (level, status)
     assert metrics.degradation == pytest.approx(1 - right / n / 0.9)
     assert metrics.degradation_lower_bound < metrics.degradation
+
+
+@pytest.mark.parametrize(("n", "baseline"), [(0, reference_of(90, 100)), (60, None), (60, reference_of(0, 100))])
+def test_degradation_without_labels_or_reference_is_unknown(n, baseline):
+    metrics = measure(window_with(np.zeros(60, int), np.where(np.arange(60) < n, 0, -1)), baseline)
+    assert metrics.degradation is metrics.degradation_lower_bound is metrics.level is None
+    assert metrics.status == "insufficient_data"
 
 
 def test_metrics_are_numpys():
