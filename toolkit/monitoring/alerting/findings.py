@@ -15,9 +15,10 @@ from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.detector_set import ACCURACY, CONFIDENCE, PREDICTIONS
 from toolkit.monitoring.stats.e_detectors import Alarm
 from toolkit.monitoring.stats.hypothesis_tests import required_labels
+from toolkit.monitoring.stats.performance import Degradation
 from toolkit.monitoring.windows.drift import DriftResult, run_tests
 from toolkit.monitoring.windows.label_bias import LabelBias, label_bias
-from toolkit.monitoring.windows.metrics import Degradation, degradation, estimated_accuracy
+from toolkit.monitoring.windows.metrics import degradation, estimated_accuracy
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
 

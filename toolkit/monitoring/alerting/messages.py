@@ -11,8 +11,8 @@ from toolkit.cli.commands import command_line
 from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.formatting import percent, pluralise
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
+from toolkit.monitoring.stats.performance_estimation import EstimatedAccuracy
 from toolkit.monitoring.windows.label_bias import LabelBias
-from toolkit.monitoring.windows.metrics import EstimatedAccuracy
 from toolkit.monitoring.windows.summary import WindowSummary
 
 MAX_LINE = 200  # characters of a line: as much as a pager or a phone's notification shows
