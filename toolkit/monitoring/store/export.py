@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ ENDINGS = (".parquet", ".csv")
 PROBABILITY, STATISTIC = "probability_", "statistic_"  # prefixes of columns
 PAGE_SIZE = 10_000  # rows in memory at a time, a few megabytes; a row group of a Parquet file
 
-Write = Callable[[dict[str, Any]], None]
-
 
 def export(
     store: PredictionStore,
@@ -34,60 +31,53 @@ def export(
     since: float | None = None,
     probabilities: bool = False,
 ) -> int:
-    """Write one row a prediction to a file; return how many there are.
+    """Write one row a prediction to a file, which appears when it is complete; return how many there are.
 
     The columns are ``id``, ``time`` (UTC), ``source``, ``model_version``, ``predicted_class``, ``confidence``,
     ``label``, ``label_source``, ``label_time`` (UTC), ``latency_ms``, ``statistic_NAME`` for each input
     statistic and, if wanted, ``probability_CLASS`` for each class. Unknown values are empty. The label is
     that which counts in metrics, a complaint where there is no other. In a CSV file a ``source`` or
-    ``label_source`` that a spreadsheet would read as a formula is preceded by an apostrophe. The file
-    appears when it is complete, and replaces one of the same name.
-
-    Parameters
-    ----------
-    store
-        Where predictions come from.
-    path
-        Ends in ``.parquet`` or ``.csv``.
-    model
-        The version; None where the store holds none.
-    since
-        Only predictions made at or after this time, in seconds since 1970.
-    probabilities
-        Whether each class gets a column.
-
-    Raises
-    ------
-    SettingsError
-        When the file is of another kind.
-    StoreError
-        When there is no version, or the file cannot be written.
+    ``label_source`` that a spreadsheet would read as a formula is preceded by an apostrophe.
     """
+    import pyarrow as pa  # only here: it takes a third of a second
+    from pyarrow import csv, parquet
+
     target = Path(path)
     if target.suffix not in ENDINGS:
         raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
     if model is None:  # a mistyped address must not replace a file by an empty one
         raise StoreError(f"the store {store} holds no predictions")
-    number = store.versions.number(model)
+    number, is_csv = store.versions.number(model), target.suffix == ".csv"
     found = store.database.fetch_all(sa.select(models.c.statistics).where(models.c.number == number))
     names = json.loads(found[0].statistics) if found else []
-    scores = model.classes if probabilities else ()
-    written = 0
-    with _writer(target, [STATISTIC + name for name in names] + [PROBABILITY + name for name in scores]) as write:
-        for rows in _pages(store, number, since):
-            write(_columns(rows, model, names, scores))
-            written += len(rows)
+    types = {"id": pa.string(), "time": pa.timestamp("us", "UTC"), "label_time": pa.timestamp("us", "UTC")}
+    types |= dict.fromkeys(("source", "model_version", "predicted_class", "label", "label_source"), pa.string())
+    empty = _columns([], model, names, scores=probabilities)
+    schema = pa.schema({name: types.get(name, pa.float32()) for name in empty} | {"latency_ms": pa.float64()})
+    temporary, written = target.with_name(f".{target.name}.{os.getpid()}"), 0
+    try:
+        with (csv.CSVWriter if is_csv else parquet.ParquetWriter)(str(temporary), schema) as file:
+            for rows in _pages(store, number, since):
+                columns = _columns(rows, model, names, scores=probabilities)
+                for name in ("source", "label_source") if is_csv else ():  # these may come from clients of a service
+                    columns[name] = list(map(_no_formula, columns[name]))
+                arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
+                file.write_batch(pa.record_batch(arrays, schema=schema))
+                written += len(rows)
+        temporary.replace(target)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"the export {target} cannot be written: {first_line(error)}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
     return written
 
 
-def _columns(
-    rows: Sequence[sa.Row[Any]], model: ModelVersion, names: Sequence[str], scores: Sequence[str]
-) -> dict[str, Any]:
+def _columns(rows: Sequence[sa.Row[Any]], model: ModelVersion, names: Sequence[str], *, scores: bool) -> dict[str, Any]:
     """Rows as columns of n values each; None or NaN where unknown."""
     classes = dict(enumerate(model.classes))
     statistics = stack_blobs([row.statistic_values for row in rows], "<f4", len(names))  # (n, names)
     probabilities = stack_blobs([row.probabilities for row in rows], "<f2", len(classes))  # (n, K)
-    return {
+    columns = {
         "id": [format_id(row.id) for row in rows],
         "time": _timestamps([row.time for row in rows]),
         "source": [row.source for row in rows],
@@ -98,9 +88,11 @@ def _columns(
         "label_source": [row.label_source for row in rows],
         "label_time": _timestamps([row.label_time for row in rows]),
         "latency_ms": [row.latency_ms for row in rows],
-        **{STATISTIC + name: column for name, column in zip(names, statistics.T, strict=True)},
-        **{PROBABILITY + name: column for name, column in zip(scores, probabilities.T, strict=False)},
     }
+    columns |= {STATISTIC + name: column for name, column in zip(names, statistics.T, strict=True)}
+    if scores:
+        columns |= {PROBABILITY + name: column for name, column in zip(model.classes, probabilities.T, strict=True)}
+    return columns
 
 
 def _timestamps(seconds: Sequence[float | None]) -> NDArray[np.datetime64]:
@@ -137,44 +129,3 @@ def _pages(store: PredictionStore, model: int | None, since: float | None) -> It
     while rows := store.database.fetch_all(query.where(made.sequence > last, made.sequence <= end)):
         yield rows
         last = rows[-1].sequence
-
-
-@contextmanager
-def _writer(target: Path, numbers: Sequence[str]) -> Iterator[Write]:
-    """A function that appends rows to a file, which gets its name when all are written."""
-    import pyarrow as pa  # only here: it takes a third of a second
-    from pyarrow import csv, parquet
-
-    text, timestamp, number = pa.string(), pa.timestamp("us", "UTC"), pa.float32()
-    schema = pa.schema(
-        {
-            "id": text,
-            "time": timestamp,
-            "source": text,
-            "model_version": text,
-            "predicted_class": text,
-            "confidence": number,
-            "label": text,
-            "label_source": text,
-            "label_time": timestamp,
-            "latency_ms": pa.float64(),
-            **dict.fromkeys(numbers, number),
-        }
-    )
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    make = parquet.ParquetWriter if target.suffix == ".parquet" else csv.CSVWriter
-    try:
-        with make(str(temporary), schema) as file:
-
-            def write(columns: dict[str, Any]) -> None:
-                if target.suffix == ".csv":  # these texts may come from clients of a service
-                    columns |= {name: list(map(_no_formula, columns[name])) for name in ("source", "label_source")}
-                arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in schema]
-                file.write_batch(pa.record_batch(arrays, schema=schema))
-
-            yield write
-        temporary.replace(target)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"the export {target} cannot be written: {first_line(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
