@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from toolkit.bundle.baseline import Baseline
 from toolkit.cli.safe_names import display_name
-from toolkit.errors import SettingsError, StoreError, suggest
+from toolkit.errors import SettingsError, suggest
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
@@ -49,7 +49,7 @@ class ModelSelection:
         """The version to read; None while the store is empty."""
         if self.served is not None:
             return self.served
-        self._read = self._find()
+        self._read = self._store.versions.select(self._requested, self._read)
         return self._read
 
     def of_prediction(self, probabilities: ArrayLike | Mapping[str, float], version: str | None) -> ModelVersion:
@@ -62,17 +62,6 @@ class ModelSelection:
         if version is None or version == served.version:
             return served
         return self._secondary.setdefault(version, ModelVersion(version, served.classes))
-
-    def _find(self) -> ModelVersion | None:
-        if self._requested is None:
-            return self._store.versions.current(self._read)
-        found = self._store.versions.get(self._requested)
-        if found is None and (versions := self._store.versions.names()):
-            raise StoreError(
-                f"there is no model version {self._requested} in the store {self._store}; "
-                f"there are {suggest(versions, self._requested)}"
-            )
-        return found
 
     def _new(self, version: str, baseline: Baseline | None, classes: Sequence[str] | None) -> ModelVersion:
         if baseline is not None and classes is not None and tuple(classes) != baseline.classes:

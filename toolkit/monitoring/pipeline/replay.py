@@ -8,7 +8,7 @@ Nothing is written. A label counts from the time at which it arrived, as it did 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,31 +19,19 @@ from toolkit.cli.terminal import progress, table
 from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Key
 from toolkit.monitoring.alerting.state import REPEAT_INTERVAL_S
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.pipeline.replay_source import open_source
-from toolkit.monitoring.store.events import Events
+from toolkit.monitoring.pipeline.replay_source import FileSource, StoreSource
+from toolkit.monitoring.store.export import ENDINGS
 from toolkit.monitoring.windows.reference import ReferenceBins
 
 
 @dataclass(frozen=True)
 class AlertEvent:
-    """A change of an alert in a replay.
+    """A change of an alert in a replay."""
 
-    Parameters
-    ----------
-    position
-        Predictions until then.
-    time
-        Seconds since 1970.
-    event
-        ``raised``, ``escalated``, ``reminder`` or ``cleared``.
-    level, status, metric, window, message
-        Those of the alert.
-    """
-
-    position: int
-    time: float
-    event: str
-    level: str
+    position: int  # predictions until then
+    time: float  # seconds since 1970
+    event: str  # ``raised``, ``escalated``, ``reminder`` or ``cleared``
+    level: str  # this and the following: those of the alert
     status: str
     metric: str
     window: str
@@ -52,35 +40,17 @@ class AlertEvent:
 
 @dataclass(frozen=True)
 class Replay:
-    """The alerts that a monitor with these thresholds would have raised; printed, it is a table.
+    """The alerts that a monitor with these thresholds would have raised; printed, it is a table."""
 
-    Parameters
-    ----------
-    events
-        Oldest first.
-    n, n_labels
-        Predictions in the stream, and their labels; a label that was changed counts again.
-    since, until
-        Earliest and latest time of a prediction, in seconds since 1970; None without predictions.
-    thresholds
-        Those of the replay, with the budget of false alarms.
-    evidence
-        Evidence of each detector at the end, by metric, in [0, 1]; None without a reference.
-    model_version
-        None when the file has no versions.
-    seconds
-        Duration of the replay.
-    """
-
-    events: tuple[AlertEvent, ...]
-    n: int
-    n_labels: int
-    since: float | None
+    events: tuple[AlertEvent, ...]  # oldest first
+    n: int  # predictions in the stream
+    n_labels: int  # a label that was changed counts again
+    since: float | None  # earliest and latest time of a prediction, in seconds since 1970; None without predictions
     until: float | None
     thresholds: Thresholds
-    evidence: Mapping[str, float | None]
-    model_version: str | None = None
-    seconds: float = field(default=0.0, compare=False)
+    evidence: Mapping[str, float | None]  # of each detector at the end, by metric, in [0, 1]; None without a reference
+    model_version: str | None = None  # None when the file has no versions
+    seconds: float = field(default=0.0, compare=False)  # duration of the replay
 
     @property
     def active_alerts(self) -> tuple[AlertEvent, ...]:
@@ -173,11 +143,6 @@ def replay(
     repeat_interval
         Seconds between two reminders of an active alert.
 
-    Returns
-    -------
-    Replay
-        The alerts, which print as a table.
-
     Raises
     ------
     SettingsError
@@ -203,16 +168,26 @@ def replay(
     523 raised warning prediction_distribution short
     """
     started = time.perf_counter()
-    source = open_source(str(path), baseline, model_version)
+    source = (FileSource if str(path).endswith(ENDINGS) else StoreSource)(str(path), baseline, model_version)
     bins = ReferenceBins(source.baseline.classes, source.baseline)
     if not source.has_probabilities:
         bins.estimator = None  # without probabilities it would count every answer as wrong
     evaluator = AlertEvaluator(bins, thresholds, repeat_interval=repeat_interval)
+    found: list[AlertEvent] = []
+    messages: dict[Key, str] = {}
+    n_labels = 0
     with progress("replaying", source.n_rows, "predictions") as shown:
-        events, n_labels = _run_backtest(evaluator, source.events(), shown.update)
+        for events in source.events():
+            shown.update(events.rows.n)
+            n_labels += int((events.labels.labels != events.labels.before).sum())  # one that joins a sample comes twice
+            for transition in evaluator.process(events):
+                change, key = transition.change, transition.key
+                if change.event in ("raised", "escalated"):
+                    messages[key] = transition.finding.alert_text(change.level)
+                found.append(AlertEvent(transition.n, transition.time, *change, *key, message=messages[key]))
     total = evaluator.counts("long")
     return Replay(
-        events=tuple(events),
+        events=tuple(found),
         n=total.n,
         n_labels=n_labels,
         since=total.since if total.n else None,
@@ -222,23 +197,3 @@ def replay(
         model_version=source.version,
         seconds=time.perf_counter() - started,
     )
-
-
-def _run_backtest(
-    evaluator: AlertEvaluator, stream: Iterable[Events], advance: Callable[[int], object]
-) -> tuple[list[AlertEvent], int]:
-    """The changes of alerts, and the number of labels."""
-    found: list[AlertEvent] = []
-    messages: dict[Key, str] = {}
-    n_labels = 0
-    for events in stream:
-        advance(events.rows.n)
-        n_labels += int(
-            (events.labels.labels != events.labels.before).sum()
-        )  # a label that joins a drawn sample later comes twice
-        for transition in evaluator.process(events):
-            change, key = transition.change, transition.key
-            if change.event in ("raised", "escalated"):
-                messages[key] = transition.finding.alert_text(change.level)
-            found.append(AlertEvent(transition.n, transition.time, *change, *key, message=messages[key]))
-    return found, n_labels

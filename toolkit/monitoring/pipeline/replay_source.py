@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,25 +17,20 @@ from numpy.typing import NDArray
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import DataError, SettingsError, StoreError, first_line, suggest
 from toolkit.monitoring.base.predictions import BIASED_SOURCES, NO_CLASS, Predictions, is_drawn
+from toolkit.monitoring.base.timestamps import END_OF_TIME
+from toolkit.monitoring.base.validation import SUM_TOLERANCE
 from toolkit.monitoring.store.events import Events, read_events
-from toolkit.monitoring.store.export import ENDINGS, PROBABILITY, STATISTIC
+from toolkit.monitoring.store.export import PROBABILITY, STATISTIC
 from toolkit.monitoring.store.labels import LabelRows
 from toolkit.monitoring.store.predictions import PredictionStore
 from toolkit.monitoring.store.schema import predictions
 
 PAGE_SIZE = 10_000  # rows of a Parquet file in memory
 PAGE_BYTES = 1 << 22  # of a CSV file in memory: some ten thousand rows of ten classes, or a few of 100,000
-SUM_TOLERANCE = 0.02  # of the sum of probabilities, as in ``log_prediction``
-MAX_TIME = 32_503_680_000  # the year 3000 in seconds since 1970: later times are probably in milliseconds
 
 Frame: TypeAlias = Any  # of pandas, which takes half a second to import; its index is the number of the row
 Series: TypeAlias = Any
 Answers = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float16]]  # as in ``Predictions``
-
-
-def open_source(path: str, baseline: Baseline | None, version: str | None) -> "StoreSource | FileSource":
-    """The store or file at a path or address, ready to be read; see ``replay``."""
-    return (FileSource if path.endswith(ENDINGS) else StoreSource)(path, baseline, version)
 
 
 class StoreSource:
@@ -44,11 +40,9 @@ class StoreSource:
 
     def __init__(self, url: str, baseline: Baseline | None, version: str | None) -> None:
         self._store = store = PredictionStore(url)
-        model = store.versions.get(version) if version is not None else store.versions.current()
+        model = store.versions.select(version)
         if model is None:
-            names = suggest(store.versions.names(), version)
-            wanted = f" of version {version}; its versions are {names}" if version else ""
-            raise StoreError(f"the store {store} holds no predictions{wanted}")
+            raise StoreError(f"the store {store} holds no predictions")
         self._model, self.version = model, model.version
         self.baseline = _require_images(baseline or model.baseline, f"version {model.version}")
         if self.baseline.classes != model.classes:
@@ -60,8 +54,8 @@ class StoreSource:
     def events(self) -> Iterator[Events]:
         """The predictions and labels of the version."""
         with closing(self._store):
-            _, *until = self._store.change_token() or ("", 0, 0)
-            yield from read_events(self._store, self._model, 0, 0, (until[0], until[1]))
+            _, sequence, label = self._store.change_token() or ("", 0, 0)
+            yield from read_events(self._store, self._model, 0, 0, (sequence, label))
 
 
 class FileSource:
@@ -78,13 +72,14 @@ class FileSource:
             self.baseline = _require_images(baseline, path)
             scores = [PROBABILITY + name for name in self.baseline.classes]
             self.has_probabilities = any(name.startswith(PROBABILITY) for name in names)
-            answers = scores if self.has_probabilities else ["predicted_class", "confidence"]
-            for name in ["time", *answers, *(["model_version"] if version is not None else [])]:
-                if name not in names:
-                    raise DataError(f"{path}: there is no column {name!r}; the columns are {suggest(names, name)}")
+            needed = ["time", *(scores if self.has_probabilities else ("predicted_class", "confidence"))]
+            needed += ["model_version"] if version is not None else []
+            if missing := [name for name in needed if name not in names]:
+                listed = suggest(names, missing[0])
+                raise DataError(f"{path}: there is no column {missing[0]!r}; the columns are {listed}")
             more = ["predicted_class", "label", "label_source", "label_time", "model_version"]
             more += [STATISTIC + name for name in self.baseline.statistics]
-            self._columns = [name for name in names if name in {"time", *answers, *more}]
+            self._columns = [name for name in names if name in {*needed, *more}]
             if repeated := [name for name in self._columns if self._columns.count(name) > 1]:
                 raise DataError(f"{path}: the column {repeated[0]!r} comes twice")
             if other := [name for name in names if name.startswith(PROBABILITY) and name not in scores]:
@@ -102,32 +97,12 @@ class FileSource:
                 frame = batch.select(self._columns).to_pandas(integer_object_nulls=True)
                 frame.index += first
                 first += len(frame)
-                yield self._part(self._of_version(frame))
+                frame = self._of_version(frame)
+                rows = self._rows(frame)
+                yield rows, self._labels(frame, rows)
         if self._asked is not None and self._asked not in self._versions:
             found = suggest(self._versions)
             raise DataError(f"{self._path}: no prediction is of version {self._asked}; the versions are {found}")
-
-    def _part(self, frame: Frame) -> tuple[Predictions, LabelRows]:
-        time = self._seconds(frame, "time")
-        self._reject(time[time.isna()], "time", "be given")
-        predicted, confidence, probabilities = (self._scored if self.has_probabilities else self._named)(frame)
-        with np.errstate(over="ignore"):
-            statistics = {
-                name: self._numbers(frame, STATISTIC + name).to_numpy(np.float32)
-                for name in self.baseline.statistics
-                if STATISTIC + name in frame
-            }
-        rows = Predictions(
-            self.baseline.classes,
-            time.to_numpy(),
-            predicted,
-            confidence,
-            labels=np.full(len(frame), NO_CLASS),
-            statistics=statistics,
-            probabilities=probabilities,
-            sequence=frame.index.to_numpy(np.int64),
-        )
-        return rows, self._labels(frame, rows)
 
     def _of_version(self, frame: Frame) -> Frame:
         if "model_version" not in frame:
@@ -140,13 +115,31 @@ class FileSource:
             self._reject(others, "model_version", f"be {self.version!r} as before, or one of them must be chosen")
         return frame.drop(others.index)
 
+    def _rows(self, frame: Frame) -> Predictions:
+        time = self._seconds(frame, "time")
+        self._reject(time[time.isna()], "time", "be given")
+        predicted, confidence, probabilities = (self._scored if self.has_probabilities else self._named)(frame)
+        given = [name for name in self.baseline.statistics if STATISTIC + name in frame]
+        with np.errstate(over="ignore"):
+            statistics = {name: self._numbers(frame, STATISTIC + name).to_numpy(np.float32) for name in given}
+        return Predictions(
+            self.baseline.classes,
+            time.to_numpy(),
+            predicted,
+            confidence,
+            labels=np.full(len(frame), NO_CLASS),
+            statistics=statistics,
+            probabilities=probabilities,
+            sequence=frame.index.to_numpy(np.int64),
+        )
+
     def _scored(self, frame: Frame) -> Answers:
         """Answers from all probabilities, rounded as in a store."""
         columns = [self._numbers(frame, PROBABILITY + name) for name in self.baseline.classes]
         finite = np.logical_and.reduce([np.isfinite(column) for column in columns])
         for column in columns:
             self._reject(column[finite & ~column.between(0, 1 + SUM_TOLERANCE)], column.name, "lie between 0 and 1")
-        total = functools.reduce(lambda one, other: one + other, columns)
+        total = functools.reduce(operator.add, columns)
         self._reject(total[finite & (abs(total - 1) > SUM_TOLERANCE)], "probabilities", "add up to 1")
         if "predicted_class" in frame:
             named = self._texts(frame, "predicted_class")
@@ -168,24 +161,15 @@ class FileSource:
         if "label" not in frame:
             return LabelRows.empty()
         labels, n = self._classes(frame, "label"), len(frame)
-        source = self._texts(frame, "label_source") if "label_source" in frame else np.full(n, "", object)
-        time = self._seconds(frame, "label_time").to_numpy() if "label_time" in frame else np.full(n, np.nan)
-        unknown = np.zeros(n, np.int64)
-        rows_of_labels = LabelRows(
-            number=unknown,
-            ids=unknown,
-            sequence=rows.sequence,
-            labels=labels,
-            before=np.full(n, NO_CLASS),
-            predicted=rows.predicted,
-            confidence=rows.confidence,
-            time=np.where(np.isnan(time), -math.inf, time),  # -inf: right after the prediction
-            source=np.array(source, object),
-            after=unknown,
-            drawn_before=np.zeros(n, np.bool_),
-            drawn=np.array([is_drawn(text) for text in source], np.bool_),
+        source = np.array(self._texts(frame, "label_source") if "label_source" in frame else [""] * n, object)
+        time = self._seconds(frame, "label_time").fillna(-math.inf) if "label_time" in frame else [-math.inf] * n
+        found = LabelRows.from_columns(
+            *([0] * n, [0] * n, rows.sequence),  # number and id, which only a store has
+            *(labels, [NO_CLASS] * n, rows.predicted, rows.confidence),
+            *(time, source, [0] * n),  # -inf: right after the prediction
+            *([False] * n, [is_drawn(text) for text in source]),
         )
-        return rows_of_labels.take((labels != NO_CLASS) & ~np.isin(np.array(source, str), BIASED_SOURCES))
+        return found.take((labels != NO_CLASS) & ~np.isin(source.astype(str), BIASED_SOURCES))
 
     def _classes(self, frame: Frame, name: str) -> NDArray[np.int64]:
         """Names as indices of the classes, -1 for empty ones."""
@@ -208,18 +192,19 @@ class FileSource:
         return numbers
 
     def _seconds(self, frame: Frame, name: str) -> Series:
-        """Seconds since 1970, from numbers or from dates and times, which are UTC unless they have a zone."""
+        """Seconds since 1970, to a microsecond, from numbers or from times, which are UTC unless they have a zone."""
         import pandas as pd
 
-        if pd.api.types.is_datetime64_any_dtype(frame[name]):
-            seconds = _since_1970(frame[name])
-        else:
+        times, seconds, texts = frame[name], pd.Series(np.nan, frame.index), None
+        if not pd.api.types.is_datetime64_any_dtype(times):
             texts = self._texts(frame, name)
             seconds = pd.to_numeric(texts, errors="coerce").astype(np.float64)
-            dates = texts[seconds.isna() & texts.str.match(r"\d")]  # pandas also reads "now"
-            seconds = seconds.fillna(_since_1970(pd.to_datetime(dates, utc=True, format="ISO8601", errors="coerce")))
+            times = texts[seconds.isna() & texts.str.match(r"\d")]  # pandas also reads "now"
+        moments = pd.to_datetime(times, utc=True, format="ISO8601", errors="coerce").dt.as_unit("us")
+        seconds = seconds.fillna((moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "us") / 1e6)
+        if texts is not None:
             self._reject(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
-        late = seconds[seconds.notna() & ~seconds.between(0, MAX_TIME)]
+        late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME, inclusive="left")]
         self._reject(late, name, "lie between the years 1970 and 3000, in seconds since 1970")
         return seconds
 
@@ -228,14 +213,6 @@ class FileSource:
         if len(bad):
             value = f"{bad.iloc[0]:.4g}" if isinstance(bad.iloc[0], float) else repr(bad.iloc[0])
             raise DataError(f"{self._path}, row {bad.index[0]:,}: {column} must {rule}, got {value}")
-
-
-def _since_1970(times: Series) -> Series:
-    """Times as seconds, to a microsecond; UTC unless they have a zone."""
-    import pandas as pd
-
-    passed = pd.to_datetime(times, utc=True) - pd.Timestamp(0, tz="UTC").as_unit("us")
-    return passed.dt.as_unit("us") / pd.Timedelta(1, "us") / 1e6
 
 
 def _require_images(baseline: Baseline | None, what: str) -> Baseline:
@@ -271,13 +248,7 @@ def _opened(path: Path) -> Iterator[tuple[Sequence[str], Iterable[Any], int]]:
 
 
 def in_order(parts: Iterable[tuple[Predictions, LabelRows]]) -> Iterator[Events]:
-    """Predictions and labels in the order of their times, no label before its prediction.
-
-    Parameters
-    ----------
-    parts
-        Rows without labels, and the labels of these rows.
-    """
+    """Rows without labels, and the labels of these rows, in the order of their times, no label before its row."""
     waiting, clock, rows = LabelRows.empty(), -math.inf, Predictions.empty()
     for rows, labels in parts:
         clocks = np.maximum.accumulate(np.append(clock, rows.time))  # several processes may be slightly out of order

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import BundleError, StoreError, first_line
+from toolkit.errors import BundleError, StoreError, first_line, suggest
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.schema import models
 
@@ -52,6 +52,18 @@ class ModelVersions:
         if known is not None and (known.version, known.served_at) == tuple(found[0]):
             return known
         return self.get(found[0].version)
+
+    def select(self, requested: str | None, known: ModelVersion | None = None) -> ModelVersion | None:
+        """The version of a name, else ``current``; None in an empty store, StoreError without such a version."""
+        if requested is None:
+            return self.current(known)
+        found = self.get(requested)
+        if found is None and (names := self.names()):
+            raise StoreError(
+                f"there is no model version {requested} in the store {self._database}; "
+                f"there are {suggest(names, requested)}"
+            )
+        return found
 
     def get(self, version: str) -> ModelVersion | None:
         """A version by its name, of several models the one served last; None when it is not in the store."""
