@@ -45,7 +45,7 @@ class LabelRows:
     drawn: NDArray[np.bool_]  # and whether it has one now
 
     @classmethod
-    def from_columns(cls, *columns: Sequence[Any]) -> Self:
+    def from_columns(cls, *columns: Any) -> Self:
         """Labels from columns in this order, turned into arrays of the right types."""
         names = [column.name for column in fields(cls)]
         return cls(*(np.array(one, _TYPES.get(name, np.int64)) for name, one in zip(names, columns, strict=True)))

@@ -113,12 +113,9 @@ def shifted():
     return stream(4000, (SHIFT, 4000))
 
 
-def test_a_shift_is_found_where_the_parts_find_it(shifted, tmp_path):
+def test_a_shift_is_found_and_stays(shifted, tmp_path):
     thresholds = Thresholds(max_false_alarms_per_million=10)
     result = replay(write(tmp_path / "stream.csv", columns_of(*shifted)), BASELINE, thresholds)
-    events, evidence = by_hand(*shifted, thresholds)
-    assert events_of(result) == events
-    assert result.evidence == pytest.approx(evidence)
     raised = result.events[0]
     assert (raised.event, raised.metric) == ("raised", "accuracy")
     assert SHIFT < raised.position < SHIFT + 500
@@ -126,19 +123,19 @@ def test_a_shift_is_found_where_the_parts_find_it(shifted, tmp_path):
     assert (result.n, result.n_labels, result.since, result.until) == (4000, 4000, START, START + 3999)
 
 
-def test_what_has_passed_is_cleared_and_may_come_again(tmp_path):
-    thresholds, shifts = Thresholds(max_false_alarms_per_million=10), [(1000, 1600), (4500, 5200)]
-    recorded = stream(9000, *shifts, seed=5)
+def test_alerts_are_raised_and_cleared_where_the_parts_do_so(tmp_path):
+    thresholds, shifts = Thresholds(max_false_alarms_per_million=10), [(400, 900), (2800, 3300)]
+    recorded = stream(5300, *shifts, seed=5)
     result = replay(write(tmp_path / "stream.csv", columns_of(*recorded)), BASELINE, thresholds)
     events, evidence = by_hand(*recorded, thresholds)
     assert events_of(result) == events
     assert result.evidence == pytest.approx(evidence)
     ends = [(e.event, e.position) for e in result.events if e.metric == "accuracy" and e.window == "short"]
-    assert [event for event, _ in ends if event in ("raised", "cleared")][::2][-2:] == ["raised"] * 2
+    assert [event for event, _ in ends if event in ("raised", "cleared")] == ["raised", "cleared"] * 2
     assert result.active_alerts == ()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_class_that_is_still_broken_is_not_cleared_for_few_labels(seed, tmp_path):
     """A tenth is labelled, so that some windows of 1,000 show nothing; afterwards it clears, once."""
     rng = np.random.default_rng(seed)
@@ -169,8 +166,7 @@ def test_a_running_monitor_raises_the_same_alerts(shifted, tmp_path):
     for start in range(0, len(truth), 50):
         ids = range(start + 1, start + 51)
         store.write([LoggedPrediction(i, START + i - 1, model, probabilities[i - 1]) for i in ids])
-        for i in ids:
-            store.labels.insert({i: CLASSES[truth[i - 1]]}, "audit", START + i - 1)
+        store.labels.insert({i: CLASSES[truth[i - 1]] for i in ids}, "audit", START + start + 49)
         worker.evaluate_now(model)
     result = replay(tmp_path / "m.db", None, thresholds, repeat_interval=600.0)
     written = [

@@ -15,7 +15,6 @@ from toolkit.monitoring.plots.timeline import timeline
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 from toolkit.monitoring.store.rollups import delete_expired, write_due_rollups
-from toolkit.monitoring.windows import rolling as rings
 
 K = 3
 BASELINE = baseline_of(400, np.random.default_rng(1), K)
@@ -67,22 +66,18 @@ def test_a_following_and_a_late_state_agree(store):
     following = StreamState(store, MODEL, BUDGET)
     assert counts_of(following)["long"].n == 0
     rng = np.random.default_rng(2)
-    for step in range(6):
-        store.write(predictions_of(300, step, first=1 + 300 * step))
+    for step in range(3):
+        store.write(predictions_of(400, step, first=1 + 400 * step))
         counts_of(following)
-        label(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 60, replace=False), step)  # changes some labels
+        label(store, rng.choice(np.arange(1, 1 + 400 * (step + 1)), 100, replace=False), step)  # changes some labels
         late = StreamState(store, MODEL, BUDGET)
         assert counts_of(late) == counts_of(following)
     assert counts_of(following)["short"].n == 1000
-    assert counts_of(following)["long"].n == 1800
-    assert counts_of(following)["long"].n_labels > 200
+    assert counts_of(following)["long"].n == 1200
+    assert 200 < counts_of(following)["long"].n_labels < 300
 
 
-def test_rollups_replace_rows_older_than_the_windows(file_store, monkeypatch):
-    monkeypatch.setattr(module, "MAX_WINDOW", 2000)
-    monkeypatch.setattr(rings, "MAX_WINDOW", 2000)
-    monkeypatch.setattr("toolkit.monitoring.store.rollups.MIN_ROWS", 2000)
-    monkeypatch.setitem(WINDOWS, "medium", 2000)
+def test_rollups_replace_rows_older_than_the_windows(file_store, small_windows):
     following = StreamState(file_store, MODEL, BUDGET)
     file_store.write(predictions_of(5300, 3))
     label(file_store, range(1, 5301, 7), 1)
@@ -97,91 +92,89 @@ def test_rollups_replace_rows_older_than_the_windows(file_store, monkeypatch):
     assert counts_of(StreamState(file_store, MODEL, BUDGET)) == counts_of(following)
 
 
-def test_rollups_of_another_reference_are_left_out_with_a_warning(file_store, monkeypatch, caplog):
-    monkeypatch.setattr(module, "MAX_WINDOW", 1000)
+def test_rollups_of_another_reference_are_left_out_with_a_warning(file_store, small_windows, caplog):
     file_store.write(predictions_of(3000, 4))
     save(file_store)
     write_due_rollups(file_store, MODEL, make(StreamState(file_store, replace(MODEL, baseline=None), BUDGET)))
-    monkeypatch.setattr(rings, "MAX_WINDOW", 1000)
-    assert counts_of(StreamState(file_store, MODEL, BUDGET))["long"].n == 1000
+    assert counts_of(StreamState(file_store, MODEL, BUDGET))["long"].n == 2000
     assert "1000 predictions of version 1 are left out: they were counted in the bins of another" in caplog.text
 
 
-def test_labels_of_complaints_are_kept_and_not_counted(store):
-    state = StreamState(store, MODEL, BUDGET)
-    store.write(predictions_of(50, 5, broken=0))
-    label(store, range(1, 51), 1, source="complaint")
+def test_labels_of_complaints_are_kept_and_not_counted(file_store):
+    state = StreamState(file_store, MODEL, BUDGET)
+    file_store.write(predictions_of(50, 5, broken=0))
+    label(file_store, range(1, 51), 1, source="complaint")
     assert counts_of(state)["long"].n_labels == 0
-    label(store, range(1, 11), 1, source="audit")
-    label(store, range(1, 6), 2, source="complaint")
+    label(file_store, range(1, 11), 1, source="audit")
+    label(file_store, range(1, 6), 2, source="complaint")
     assert counts_of(state)["long"].n_labels == 10
-    same(state, StreamState(store, MODEL, BUDGET))
-    write_due_rollups(store, MODEL, make(state))
-    assert counts_of(StreamState(store, MODEL, BUDGET))["long"].n_correct == counts_of(state)["long"].n_correct
+    same(state, StreamState(file_store, MODEL, BUDGET))
+    write_due_rollups(file_store, MODEL, make(state))
+    assert counts_of(StreamState(file_store, MODEL, BUDGET))["long"].n_correct == counts_of(state)["long"].n_correct
 
 
-def test_a_late_state_has_the_same_transitions_until_they_are_written(store):
-    following = StreamState(store, MODEL, BUDGET)
-    store.write(predictions_of(200, 6, broken=0))
+def test_a_late_state_has_the_same_transitions_until_they_are_written(file_store):
+    following = StreamState(file_store, MODEL, BUDGET)
+    file_store.write(predictions_of(200, 6, broken=0))
     assert following.refresh().progress()[1] == []
     spoilt = [
         one._replace(probabilities=np.array([0.34, 0.33, 0.33], np.float16))
         for one in predictions_of(100, 7, first=201)
     ]
-    store.write(spoilt)
+    file_store.write(spoilt)
     checkpoint, transitions = following.refresh().progress()
     assert ("confidence_distribution", "short") in {transition.key for transition in transitions}
-    assert StreamState(store, MODEL, BUDGET).refresh().progress() == (checkpoint, transitions)
-    assert len(commit(store, MODEL, checkpoint, transitions, 1.0)) == len(transitions)
-    assert commit(store, MODEL, checkpoint, transitions, 1.0) == []
+    assert StreamState(file_store, MODEL, BUDGET).refresh().progress() == (checkpoint, transitions)
+    assert len(commit(file_store, MODEL, checkpoint, transitions, 1.0)) == len(transitions)
+    assert commit(file_store, MODEL, checkpoint, transitions, 1.0) == []
     following.written(checkpoint.position)
     assert following.progress()[1] == []
-    late = StreamState(store, MODEL, BUDGET).refresh()
+    late = StreamState(file_store, MODEL, BUDGET).refresh()
     assert late.progress() == following.progress()
     assert late.evidence == following.evidence
 
 
-def test_thresholds_default_to_those_of_the_checkpoint(store):
-    store.write(predictions_of(200, 6))
-    state = StreamState(store, MODEL, BUDGET).refresh()
-    assert StreamState(store, MODEL).refresh().thresholds == Thresholds()
-    commit(store, MODEL, *state.progress(), 1.0)
-    assert StreamState(store, MODEL).refresh().thresholds == BUDGET
-    assert StreamState(store, MODEL, Thresholds()).refresh().thresholds == Thresholds()
+def test_thresholds_default_to_those_of_the_checkpoint(file_store):
+    file_store.write(predictions_of(200, 6))
+    state = StreamState(file_store, MODEL, BUDGET).refresh()
+    assert StreamState(file_store, MODEL).refresh().thresholds == Thresholds()
+    commit(file_store, MODEL, *state.progress(), 1.0)
+    assert StreamState(file_store, MODEL).refresh().thresholds == BUDGET
+    assert StreamState(file_store, MODEL, Thresholds()).refresh().thresholds == Thresholds()
 
 
-def test_an_outdated_state_resumes_from_the_checkpoint(store, monkeypatch):
+def test_an_outdated_state_resumes_from_the_checkpoint(file_store, monkeypatch):
     monkeypatch.setattr(module, "MAX_WINDOW", 1000)
-    outdated, other = StreamState(store, MODEL, BUDGET), StreamState(store, MODEL, BUDGET)
-    store.write(predictions_of(200, 6))
+    outdated, other = StreamState(file_store, MODEL, BUDGET), StreamState(file_store, MODEL, BUDGET)
+    file_store.write(predictions_of(200, 6))
     outdated.refresh()
     for step in range(4):
-        store.write(predictions_of(500, step, first=201 + 500 * step))
-        commit(store, MODEL, *other.refresh().progress(), 1.0)
+        file_store.write(predictions_of(500, step, first=201 + 500 * step))
+        commit(file_store, MODEL, *other.refresh().progress(), 1.0)
         other.written(10_000)
     assert outdated.refresh().progress() == other.progress()
     assert counts_of(outdated)["long"] == counts_of(other)["long"]
 
 
-def test_a_changed_label_adds_no_evidence(store):
-    state = StreamState(store, MODEL, BUDGET)
-    store.write(predictions_of(40, 8, broken=0))
+def test_a_changed_label_adds_no_evidence(file_store):
+    state = StreamState(file_store, MODEL, BUDGET)
+    file_store.write(predictions_of(40, 8, broken=0))
     state.refresh()
-    label(store, range(1, 41), 1)
+    label(file_store, range(1, 41), 1)
     state.refresh()
     evidence = state.evidence["accuracy"]
     assert evidence > 0
-    label(store, range(1, 41), 2)
+    label(file_store, range(1, 41), 2)
     state.refresh()
     assert state.evidence["accuracy"] == evidence
 
 
-def test_predictions_of_another_version_are_left_out(store):
-    state = StreamState(store, MODEL, BUDGET)
+def test_predictions_of_another_version_are_left_out(file_store):
+    state = StreamState(file_store, MODEL, BUDGET)
     other = replace(MODEL, version="2")
-    store.write([*predictions_of(30, 9), *predictions_of(20, 10, first=31, model=other)])
+    file_store.write([*predictions_of(30, 9), *predictions_of(20, 10, first=31, model=other)])
     assert counts_of(state)["long"].n == 30
-    assert counts_of(StreamState(store, other, BUDGET))["long"].n == 20
+    assert counts_of(StreamState(file_store, other, BUDGET))["long"].n == 20
 
 
 def test_two_processes_that_write_are_seen_as_one(tmp_path):
@@ -195,39 +188,39 @@ def test_two_processes_that_write_are_seen_as_one(tmp_path):
     other.close()
 
 
-def test_history_keeps_the_place_of_a_step(file_store):
+def test_history_keeps_the_place_of_a_step(file_store, small_windows):
     store = file_store
-    rows = predictions_of(12_000, 11, broken=0)
+    rows = predictions_of(4_000, 11, broken=0)
     store.write([one._replace(time=float(place)) for place, one in enumerate(rows)])
-    wrong_from = 9_000  # from here on everything is wrong
+    wrong_from = 3_000  # from here on everything is wrong
     answered = {one.id: int(one.probabilities.argmax()) for one in rows}
     store.labels.insert(
         {i: MODEL.classes[(k + (i > wrong_from)) % K] for i, k in answered.items()}, "audit", 1.0
     )  # fmt: skip
     state = StreamState(store, MODEL, BUDGET)
-    for rollups in (0, 2):
-        if rollups:
-            assert write_due_rollups(store, MODEL, make(state)) == 12
+    for due in (0, 4):
+        if due:
+            assert write_due_rollups(store, MODEL, make(state)) == due
         line = timeline(*state.history(), state.bins)
         accuracy = [point.n_correct / point.n_labels for point in line.points]
         ends = line.ends.tolist()
         assert [end for end, right in zip(ends, accuracy, strict=True) if 0 < right < 1] == []
         assert max(end for end, right in zip(ends, accuracy, strict=True) if right) == pytest.approx(wrong_from, abs=1)
-        assert line.n == 12_000
+        assert line.n == 4_000
 
 
-def test_drawn_labels_are_the_same_in_a_following_and_a_late_state(store):
-    following = StreamState(store, MODEL, BUDGET)
+def test_drawn_labels_are_the_same_in_a_following_and_a_late_state(file_store):
+    following = StreamState(file_store, MODEL, BUDGET)
     rng = np.random.default_rng(11)
-    for step in range(4):
-        store.write(predictions_of(300, step, first=1 + 300 * step, broken=0))
+    for step in range(3):
+        file_store.write(predictions_of(300, step, first=1 + 300 * step, broken=0))
         counts_of(following)
-        label(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), step, source="user")
+        label(file_store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), step, source="user")
         counts_of(following)
-        store.labels.insert_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
-        label(store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), 9 + step, source="user")
-        assert counts_of(StreamState(store, MODEL, BUDGET)) == counts_of(following)
+        file_store.labels.insert_drawn(rng.choice(np.arange(1, 1 + 300 * (step + 1)), 40, replace=False).tolist(), 1.0)
+        label(file_store, rng.choice(np.arange(1, 1 + 300 * (step + 1)), 50, replace=False), 9 + step, source="user")
+        assert counts_of(StreamState(file_store, MODEL, BUDGET)) == counts_of(following)
     whole = counts_of(following)["long"]
     assert 20 < whole.strata[3].sum() < whole.n_labels
-    write_due_rollups(store, MODEL, make(following))
-    assert counts_of(StreamState(store, MODEL, BUDGET)) == counts_of(following)
+    write_due_rollups(file_store, MODEL, make(following))
+    assert counts_of(StreamState(file_store, MODEL, BUDGET)) == counts_of(following)

@@ -68,22 +68,15 @@ def test_the_rest_of_a_burst_is_evaluated_after_the_pause(store):
     assert worker.after_write(MODEL, 0) is None
 
 
-def test_a_thousand_predictions_become_a_rollup_and_old_ones_go(store):
-    worker = make_worker(store, keep_days=1)
-    for step in range(12):
+@pytest.mark.parametrize(("keep_days", "kept"), [(1, 2000), (None, 4000)])
+def test_a_thousand_predictions_become_a_rollup_and_old_ones_go_where_asked(store, small_windows, keep_days, kept):
+    worker = make_worker(store, keep_days=keep_days)
+    for step in range(4):
         write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
         worker.after_write(MODEL, 1000)
-    assert [rollup.n for rollup in read_rollups(store, MODEL)] == [1000] * 12
-    assert store.window(MODEL).n == 10_000  # the others are older than a day; these are of the windows
-    assert worker.stream(MODEL).refresh().counts("long").n == 12_000
-
-
-def test_all_predictions_stay_when_nothing_is_said(store):
-    worker = make_worker(store)
-    for step in range(12):
-        write(store, 1 + 1000 * step, 1000, answers(1000, np.random.default_rng(step))[0])
-        worker.after_write(MODEL, 1000)
-    assert store.window(MODEL).n == 12_000
+    assert [rollup.n for rollup in read_rollups(store, MODEL)] == [1000] * 4
+    assert store.window(MODEL).n == kept  # all are older than a day; the last 2,000 are of the windows
+    assert worker.stream(MODEL).refresh().counts("long").n == 4000
 
 
 def test_a_store_that_cannot_be_evaluated_is_a_line_in_the_log(store, tmp_path, caplog):
