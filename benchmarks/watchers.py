@@ -21,7 +21,7 @@ from toolkit.errors import SettingsError
 from toolkit.monitoring.base.predictions import NO_CLASS, Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.detector_set import DetectorSet
-from toolkit.monitoring.stats.e_detectors import ErrorDetector, run_length
+from toolkit.monitoring.stats.e_detectors import ErrorDetector
 from toolkit.monitoring.windows.drift import DriftResult, run_tests
 from toolkit.monitoring.windows.reference import ReferenceBins
 
@@ -185,7 +185,7 @@ def by_labels(right: int, n: int) -> dict[str, ByLabels]:
     """Detectors of wrong answers, for a model that was right for so many of n images."""
     return {
         OURS: lambda right_answers: (
-            alarm.index for alarm in ErrorDetector(right, n, run_length(1)).update(right_answers)
+            alarm.index for alarm in ErrorDetector(right, n, run_length=1e6).update(right_answers)
         ),
         "ADWIN": lambda right_answers: _river(drift.ADWIN(), ~right_answers),
         "HDDM_A": lambda right_answers: _river(drift.binary.HDDMA(), ~right_answers),

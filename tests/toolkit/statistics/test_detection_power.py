@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 
+from toolkit.bundle.baseline import Baseline
 from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.stats.e_detectors import ErrorDetector, run_length
+from toolkit.monitoring.stats.detector_set import DetectorSet
+from toolkit.monitoring.stats.e_detectors import ErrorDetector
 from toolkit.statistics.detection_power import REPORTED_DROPS, RUN_LENGTH, describe_detectable_drops, labels_to_detect
 
 
 def test_constants_are_those_of_the_detector():
     thresholds = Thresholds()
-    assert pytest.approx(run_length(thresholds.max_false_alarms_per_million, 1 / 6)) == RUN_LENGTH
+    detectors = DetectorSet(Baseline(("a", "b"), np.eye(2), [0, 1]), thresholds.max_false_alarms_per_million)
+    assert detectors._errors.run_length == RUN_LENGTH
     assert (thresholds.warning, thresholds.critical, thresholds.immediate) == REPORTED_DROPS
 
 

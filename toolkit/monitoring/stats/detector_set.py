@@ -15,7 +15,6 @@ from toolkit.monitoring.stats.e_detectors import (
     Detector,
     ErrorDetector,
     RankDetector,
-    run_length,
     uniform_ties,
 )
 
@@ -39,13 +38,8 @@ class DetectorSet:
 
     Accuracy has two detectors, each with half of its share: one for all labels, one for those of samples drawn
     at random, which would be lost among many others.
-
-    Parameters
-    ----------
-    baseline
-        Of the model version; without one there are no detectors.
-    false_alarms_per_million
-        Of all three together, per million predictions; for accuracy per million labels.
+    The budget is false alarms of all three together per million predictions, for accuracy per million labels. Without
+    a baseline there are no detectors.
 
     Examples
     --------
@@ -61,7 +55,7 @@ class DetectorSet:
         self._by_metric: dict[str, Detector] = {}
         if baseline is None or not baseline.size:
             return
-        each = run_length(false_alarms_per_million, share=1 / len(DETECTED_METRICS))
+        each = 1e6 / (false_alarms_per_million * (1 / len(DETECTED_METRICS)))  # predictions to a false alarm
         predicted = baseline.predicted
         kinds, numbers = np.unique(_kinds(predicted, baseline.labels), return_counts=True)
         frequencies = dict(zip(kinds.tolist(), numbers.tolist(), strict=True))

@@ -4,19 +4,9 @@
 """
 
 import math
-from statistics import NormalDist
 
 THETA_BELOW = 1.18  # where both series of Kolmogorov's distribution need four terms
 TERMS = 8  # more than either series needs there in double precision
-
-
-def normal_quantile(share: float) -> float:
-    """Quantile of the standard normal distribution.
-
-    >>> round(normal_quantile(0.975), 6)
-    1.959964
-    """
-    return NormalDist().inv_cdf(share)
 
 
 def normal_survival(z: float) -> float:

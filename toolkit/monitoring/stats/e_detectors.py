@@ -6,10 +6,10 @@ changed. At every step one more unit is staked on each bet; when the average wor
 detector raises an alarm and is reset. Without a change this takes A steps or more on average: at most
 a million / A false alarms in a million steps, however often the detector is read.
 
-    budget = 10                                                       # false alarms per million
-    labelled = ErrorDetector(right=4520, n=5000, run_length=run_length(budget, share=1 / 3))
-    confidence = RankDetector(reference, run_length(budget, share=1 / 3))
-    classes = ClassDetector(counts, run_length(budget, share=1 / 3))
+    run_length = 1e6 / (10 * 1 / 3)                # each detector has a third of a budget of ten in a million
+    labelled = ErrorDetector(right=4520, n=5000, run_length=run_length)
+    confidence = RankDetector(reference, run_length)
+    classes = ClassDetector(counts, run_length)
     for alarm in classes.update(predicted):
         ...
 
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from toolkit.errors import SettingsError
+from toolkit.monitoring.base.predictions import NO_CLASS
 from toolkit.monitoring.stats.splitmix import GAMMA, splitmix64
 from toolkit.statistics.detection_power import DROPS
 
@@ -80,49 +80,11 @@ class Alarm:
     label: int | None = None
 
 
-def run_length(false_alarms_per_million: float, share: float = 1.0) -> float:
-    """Average number of predictions to a false alarm that a detector must keep.
-
-    Parameters
-    ----------
-    false_alarms_per_million
-        The budget of all detectors together, above 0 and at most 100,000.
-    share
-        The part of it that this detector may spend, above 0 and at most 1.
-
-    Raises
-    ------
-    SettingsError
-        When either is out of range.
-
-    Examples
-    --------
-    >>> run_length(10)
-    100000.0
-    >>> run_length(10, share=0.25)
-    400000.0
-    """
-    if not 0 < false_alarms_per_million <= 100_000:
-        raise SettingsError(
-            f"false alarms per million must be more than 0 and at most 100,000, got {false_alarms_per_million:g}"
-        )
-    if not 0 < share <= 1:
-        raise SettingsError(f"a detector's share of the budget must be more than 0 and at most 1, got {share:g}")
-    return 1e6 / (false_alarms_per_million * share)
-
-
 def uniform_ties(numbers: ArrayLike) -> Floats:
     """Uniform numbers in (0, 1) that follow from whole numbers, the same on every machine.
 
     Made of the sequence numbers of predictions, they give other processes and a replay the same alarms.
 
-    Parameters
-    ----------
-    numbers
-        int64 (n,).
-
-    Examples
-    --------
     >>> uniform_ties([1, 2, 3]).round(4).tolist()
     [0.4315, 0.0264, 0.9709]
     """
@@ -137,14 +99,8 @@ class Detector:
     the factors since. It is bounded by A times the number of bets and never less than the last factor. The start
     of a change is estimated by the best-timed stake (the last reset of a CUSUM) on the strongest bet.
 
-    Parameters
-    ----------
-    changes
-        For each of the J bets the kind of change, and its class or None.
-    m
-        Size of the reference.
-    run_length
-        A, the average number of steps to a false alarm, more than 1; see ``run_length()``.
+    ``changes`` names the kind of change that each of the J bets is on, and its class or None; ``m`` is the size of the
+    reference, ``run_length`` the average number of steps to a false alarm, A, more than 1.
 
     References
     ----------
@@ -154,8 +110,6 @@ class Detector:
     """
 
     def __init__(self, changes: Sequence[Change], m: int, run_length: float) -> None:
-        if not run_length > 1 or math.isinf(run_length):
-            raise SettingsError(f"run_length must be more than 1 and finite, got {run_length:g}")
         self.run_length = run_length
         self._changes = changes
         self._discount = run_length ** (1 / m)
@@ -178,13 +132,13 @@ class Detector:
         if values.size == self._state.size:
             self._state[:] = values.reshape(self._state.shape)
 
-    def _advance(self, places: NDArray[np.intp], bets: Iterable[Floats]) -> list[Alarm]:
+    def _advance(self, places: Iterable[int], bets: Iterable[Floats]) -> list[Alarm]:
         """Take one step for each array of factors (J,); reset after each alarm."""
         alarms = []
         shares, enough = self._shares, self.run_length
         ages, total, best = self._state
         counted, worths = self._state[:2], self._state[1:]
-        for place, bet in zip(places.tolist(), bets, strict=True):
+        for place, bet in zip(places, bets, strict=True):
             ages *= best > 1  # a stake worth no more than a new one is replaced by it
             np.maximum(best, 1, out=best)
             counted += 1
@@ -206,11 +160,8 @@ class BurstWeights:
     most the weight 1 / n, so that the first burst counts too. Chance follows from the frequencies of the labels and
     of the reference: labels of one class only are not a burst as long as right and wrong ones mix.
 
-    Parameters
-    ----------
-    reference
-        Frequency of each kind of label (a whole number for a pair of true and predicted class) in the reference;
-        may be empty.
+    ``reference`` has the frequency of each kind of label, a whole number for a pair of true and predicted class, among
+    the held-out images; it may be empty.
 
     Examples
     --------
@@ -284,26 +235,12 @@ class BurstWeights:
 
 
 class ErrorDetector(Detector):
-    """Detector of a drop of accuracy, by labels.
+    """Detector of a drop of accuracy, by labels; made from the number of held-out images and of right ones among them.
 
     It bets on relative drops of accuracy of 5, 10, 20 and 30 %, each by the likelihood ratio of the error rate
     after that drop and the reference's. With 90 % of 10,000 held-out images right and one false alarm per million
     labels, a drop of 10 % is detected after a median of about 280 labels and one of 20 % after 80; with 500 images
     after 600 and 100.
-
-    Parameters
-    ----------
-    right, n
-        Number of held-out images that were classified correctly, and of all.
-    run_length
-        Average number of labels to a false alarm.
-    kinds
-        Frequency of each kind of label among the held-out images, for ``BurstWeights``.
-
-    Raises
-    ------
-    SettingsError
-        When the counts or the run length are impossible, or a value is neither 0, 1 nor unknown.
 
     Notes
     -----
@@ -324,37 +261,23 @@ class ErrorDetector(Detector):
     """
 
     def __init__(self, right: int, n: int, run_length: float, kinds: Mapping[int, float] | None = None) -> None:
-        if not 0 <= right <= n or n < 1:
-            raise SettingsError(f"of n >= 1 images, from 0 to n can be right, got {right} of {n}")
         error_rate = (n - right + 1) / (n + 1)  # the next label counts as one more wrong answer
         drops = np.array(DROPS)
-        factors = np.stack(
-            [1 + drops * (1 - error_rate) / error_rate, 1 - drops]
-        )  # (2, J): of a wrong answer, a right one
         super().__init__([("worse", None)] * len(DROPS), n, run_length)
-        self._factors = factors / self._discount
+        wrong = 1 + drops * (1 - error_rate) / error_rate
+        self._factors = np.stack([wrong, 1 - drops]) / self._discount  # (2, J): of a wrong answer, a right one
         self._bursts = BurstWeights(kinds or {})
 
     def update(self, right: ArrayLike, kinds: ArrayLike | None = None) -> list[Alarm]:
-        """Take in whether predictions were right, in the order in which their labels came.
+        """Take in whether (n,) predictions were right, in the order in which their labels came.
 
-        Parameters
-        ----------
-        right
-            (n,), 1 or True for right, 0 or False for wrong; -1 and NaN are skipped.
-        kinds
-            (n,), a whole number for each pair of true and predicted class, to recognise bursts of the same image;
-            when None all labels count as independent.
+        ``kinds`` (n,) has a whole number for each pair of true and predicted class, to recognise bursts of the same
+        image; when None all labels count as independent.
         """
-        values = _column(right, "right")
-        places = np.flatnonzero((values != -1) & ~np.isnan(values))
-        known = values[places]
-        if (odd := (known != 0) & (known != 1)).any():
-            raise SettingsError(f"right must be 0, 1, or -1 for unknown, got {known[odd][0]:g}")
-        bets = self._factors[known.astype(np.intp)]
+        bets = self._factors[np.asarray(right, np.intp)]
         if kinds is not None:
-            bets = bets ** self._bursts.weights(np.asarray(kinds, np.int64)[places])[:, None]
-        return self._advance(places, bets)
+            bets = bets ** self._bursts.weights(np.asarray(kinds, np.int64))[:, None]
+        return self._advance(range(len(bets)), bets)
 
     def state(self) -> dict[str, Any]:
         """The worth of all bets, and the counts of ``BurstWeights``."""
@@ -374,18 +297,6 @@ class RankDetector(Detector):
     (nearer to both ends) or narrower, each in two forms: a power for a few extreme values, an exponential for many
     values that are shifted a little.
 
-    Parameters
-    ----------
-    reference
-        (m,), values on the held-out images; NaN is left out.
-    run_length
-        Average number of values to a false alarm.
-
-    Raises
-    ------
-    SettingsError
-        When the reference is empty, or the run length or the tie breakers are impossible.
-
     References
     ----------
     Vovk, V. (2021). Testing randomness online. Statistical Science 36 (4), 595-611.
@@ -403,27 +314,17 @@ class RankDetector(Detector):
     """
 
     def __init__(self, reference: ArrayLike, run_length: float) -> None:
-        values = _column(reference, "reference")
-        self._reference = np.sort(values[~np.isnan(values)])
-        if not len(self._reference):
-            raise SettingsError("a rank needs at least one reference value, got none")
+        self._reference = np.sort(np.asarray(reference, np.float64))
         super().__init__([(name, None) for name in DIRECTIONS] * 2, len(self._reference), run_length)
 
     def update(self, values: ArrayLike, ties: ArrayLike) -> list[Alarm]:
-        """Take in values in the order of their predictions.
+        """Take in (n,) values in the order of their predictions; NaN is skipped.
 
-        Parameters
-        ----------
-        values
-            (n,); NaN is skipped.
-        ties
-            (n,), independent uniform numbers in [0, 1] that break ties; ``uniform_ties`` makes some.
+        ``ties`` (n,) are independent uniform numbers in [0, 1]; ``uniform_ties`` makes some.
         """
-        numbers, uniform = _column(values, "values"), _column(ties, "ties")
-        if len(uniform) != len(numbers) or not ((uniform >= 0) & (uniform <= 1)).all():
-            raise SettingsError(f"ties must be {len(numbers)} numbers in [0, 1], one for each value")
+        numbers, uniform = np.asarray(values, np.float64), np.asarray(ties, np.float64)
         places = np.flatnonzero(~np.isnan(numbers))
-        return self._advance(places, self._bets(self._ranks(numbers[places], uniform[places])))
+        return self._advance(places.tolist(), self._bets(self._ranks(numbers[places], uniform[places])))
 
     def _ranks(self, values: Floats, uniform: Floats) -> Floats:
         """(n,) in [0, 1]: the rank of each value among the reference values and itself."""
@@ -446,18 +347,6 @@ class ClassDetector(Detector):
     It bets that the odds of each class are a quarter, half, twice or four times the reference's. A class without
     cases in the reference counts as one case.
 
-    Parameters
-    ----------
-    counts
-        (K,), how often each class was predicted on the reference images.
-    run_length
-        Average number of predictions to a false alarm.
-
-    Raises
-    ------
-    SettingsError
-        When the counts or the run length are impossible, or a class is not in 0..K-1.
-
     Examples
     --------
     >>> import numpy as np
@@ -470,9 +359,7 @@ class ClassDetector(Detector):
     """
 
     def __init__(self, counts: ArrayLike, run_length: float) -> None:
-        cases = _column(counts, "counts")
-        if len(cases) < 2 or not (cases >= 0).all() or not 1 <= cases.sum() < math.inf:
-            raise SettingsError("counts must be at least 2 numbers that are not negative, not all of them 0")
+        cases = np.asarray(counts, np.float64)
         m = int(cases.sum())
         odds = np.array(ODDS)
         share = (cases[:, None] + (odds > 1)) / (m + 1)  # the next case counts for the change of the bet
@@ -480,34 +367,16 @@ class ClassDetector(Detector):
         names = ["more frequent" if odd > 1 else "rarer" for odd in ODDS]
         changes = [(name, label) for label in range(len(cases)) for name in names]
         super().__init__(changes, m, run_length)
-        self._classes = len(cases)
         self._others = others.ravel() / self._discount
 
     def update(self, predicted: ArrayLike) -> list[Alarm]:
-        """Take in predicted classes in the order of their predictions.
-
-        Parameters
-        ----------
-        predicted
-            (n,), classes in 0..K-1; -1 and NaN are skipped.
-        """
-        values = _column(predicted, "predicted")
-        places = np.flatnonzero((values != -1) & ~np.isnan(values))
-        known = values[places]
-        if (odd := (known < 0) | (known >= self._classes) | (known != np.floor(known))).any():
-            raise SettingsError(f"a class must lie in 0..{self._classes - 1}, or be -1 for none, got {known[odd][0]:g}")
-        return self._advance(places, map(self._bets, known.astype(np.intp).tolist()))
+        """Take in (n,) predicted classes in the order of their predictions; -1 is skipped."""
+        classes = np.asarray(predicted, np.intp)
+        places = np.flatnonzero(classes != NO_CLASS)
+        return self._advance(places.tolist(), map(self._bets, classes[places].tolist()))
 
     def _bets(self, label: int) -> Floats:
         """(J,) factors, made one at a time since a table would have 4 K * K of them."""
         bets: Floats = self._others.copy()
         bets[len(ODDS) * label : len(ODDS) * (label + 1)] *= ODDS
         return bets
-
-
-def _column(values: ArrayLike, name: str) -> NDArray[Any]:
-    """float64 (n,)."""
-    column = np.asarray(values, np.float64)
-    if column.ndim != 1:
-        raise SettingsError(f"{name} must have one dimension, got {column.ndim}")
-    return column

@@ -1,6 +1,7 @@
 """Hypothesis tests, effect sizes and bounds of the monitor: pure functions of numbers."""
 
 import math
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,6 @@ from toolkit.monitoring.stats.distributions import (
     chi_square_survival,
     hypergeometric,
     kolmogorov_survival,
-    normal_quantile,
     normal_survival,
 )
 from toolkit.statistics.intervals import wilson
@@ -41,16 +41,9 @@ class Moments(NamedTuple):
 
 
 def ks_p_value(statistic: float, n: float, m: float) -> float:
-    """P-value of the two-sample Kolmogorov-Smirnov test.
+    """P-value of the two-sample Kolmogorov-Smirnov test of samples of sizes ``n`` and ``m``, not always whole.
 
     Kolmogorov's limit with Stephens' correction for small samples; conservative with ties.
-
-    Parameters
-    ----------
-    statistic
-        D, in [0, 1].
-    n, m
-        Sizes of the samples, more than 0, not always whole.
 
     Examples
     --------
@@ -67,15 +60,10 @@ def ks_p_value(statistic: float, n: float, m: float) -> float:
 
 
 def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Kolmogorov-Smirnov statistics of several quantities at once.
+    """Kolmogorov-Smirnov statistics (Q,) of several quantities at once.
 
-    Parameters
-    ----------
-    differences
-        (T,), share of the window minus share of the reference in each bin, quantity after quantity; those of one
-        quantity add up to 0.
-    starts
-        (Q,), index of the first bin of each quantity.
+    ``differences`` (T,) are the shares of the window minus those of the reference in each bin, quantity after quantity;
+    ``starts`` (Q,) are the first bins of the quantities.
 
     Examples
     --------
@@ -85,32 +73,13 @@ def ks_statistics(differences: Numbers, starts: NDArray[np.int64]) -> NDArray[np
     return np.asarray(np.maximum.reduceat(np.abs(np.cumsum(differences)), starts), np.float64)
 
 
-def bonferroni(smallest: float, tests: int) -> float:
-    """P-value of several tests together, from the smallest of theirs.
-
-    >>> bonferroni(0.01, 3)
-    0.03
-
-    References
-    ----------
-    Dunn, O. J. (1961). Multiple comparisons among means. Journal of the American Statistical
-    Association 56, 52-64.
-    """
-    return min(1.0, tests * smallest)
-
-
 def chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
-    """Chi-square test that two samples of classes come from one distribution.
+    """Chi-square test that two samples of classes, counts (K,), come from one distribution.
 
     Classes with fewer than 5 expected cases are merged into one. If that one still has too few, Fisher's exact test
     is made of it and chi-square of the others, and the smaller of the two p-values counts, corrected exactly for
     the choice (``_one_rare``); so classes that the reference never showed are tested too. With 30 or more such
     classes nothing is merged (``sparse_chi_square``).
-
-    Parameters
-    ----------
-    window, reference
-        (K,), how often each class occurs.
 
     Examples
     --------
@@ -124,8 +93,7 @@ def chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
     ----------
     Cochran, W. G. (1954). Some methods for strengthening the common chi-square tests. Biometrics 10.
     """
-    table = np.stack([window, reference]).astype(np.float64)  # (2, K)
-    table = table[:, table.sum(axis=0) > 0]
+    table = _table(window, reference)
     columns = table[:, np.argsort(table.sum(axis=0), kind="stable")]
     expected = columns.sum(axis=0) * table.sum(axis=1).min() / table.sum()
     rare = int((expected < MIN_EXPECTED).sum())
@@ -135,6 +103,12 @@ def chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
     if 0 < rare < len(expected) and expected[:rare].sum() < MIN_EXPECTED:
         return _one_rare(pool[:, 0], columns[:, rare:])
     return _homogeneity(np.hstack([pool, columns[:, rare:]]) if rare else columns)
+
+
+def _table(window: Cases, reference: Cases) -> NDArray[np.float64]:
+    """(2, k), the classes that occur."""
+    table = np.stack([window, reference]).astype(np.float64)
+    return np.asarray(table[:, table.sum(axis=0) > 0])
 
 
 def _one_rare(rare: NDArray[np.float64], others: NDArray[np.float64]) -> HypothesisTestResult:
@@ -168,21 +142,20 @@ def _homogeneity(table: NDArray[np.float64]) -> HypothesisTestResult:
     cells = table.shape[1]
     if cells < 2:
         return HypothesisTestResult(0.0, 1.0)
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    statistic = float(((table - expected) ** 2 / expected).sum())
+    statistic = _pearson(table)
     return HypothesisTestResult(statistic, chi_square_survival(statistic, cells - 1))
 
 
+def _pearson(table: NDArray[np.float64]) -> float:
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    return float(((table - expected) ** 2 / expected).sum())
+
+
 def sparse_chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
-    """Chi-square test for many classes with few cases each.
+    """Chi-square test for many classes (K,) with few cases each, and at least four cases together.
 
     When the cases of both samples are dealt to them at random, the mean and the variance of Pearson's statistic are
     known exactly. A gamma distribution with the same two gives the p-value, close to that of a permutation test.
-
-    Parameters
-    ----------
-    window, reference
-        (K,), how often each class occurs; at least four cases together.
 
     Examples
     --------
@@ -198,13 +171,11 @@ def sparse_chi_square(window: Cases, reference: Cases) -> HypothesisTestResult:
     Dawson, R. B. (1954). A simplified expression for the variance of the chi-square function on a
     contingency table. Biometrika 41, 280.
     """
-    table = np.stack([window, reference]).astype(np.float64)
-    table = table[:, table.sum(axis=0) > 0]
+    table = _table(window, reference)
     rows, columns, total = table.sum(axis=1), table.sum(axis=0), float(table.sum())
     if len(columns) < 2 or rows.min() <= 0:
         return HypothesisTestResult(0.0, 1.0)
-    expected = np.outer(rows, columns) / total
-    statistic = float(((table - expected) ** 2 / expected).sum())
+    statistic = _pearson(table)
     mean = total / (total - 1) * (len(columns) - 1)
     spread = [(total - len(sums)) * (len(sums) - 1) / (total - 1) for sums in (rows, columns)]
     uneven = [(total * float((1 / sums).sum()) - len(sums) ** 2) / (total - 2) for sums in (rows, columns)]
@@ -231,13 +202,8 @@ def population_stability_index(window: Cases, reference: Cases) -> float:
     """Population stability index (PSI), a distance of two distributions known from credit scoring.
 
     The sum over the bins of the difference of shares times the difference of their logarithms. Half a case is
-    added to each count, so that empty bins give finite values.
-
-    Parameters
-    ----------
-    window, reference
-        (B,), number of cases in each bin. Usual are ten bins of equal reference share; below 0.1 is called stable
-        and above 0.25 a large change. More bins and fewer cases give larger values.
+    added to each count, so that empty bins give finite values. With the usual ten bins of equal reference share, less
+    than 0.1 is called stable and more than 0.25 a large change; more bins and fewer cases give larger values.
 
     Examples
     --------
@@ -266,14 +232,8 @@ def quantile_groups(reference: Cases, groups: int = PSI_BINS) -> NDArray[np.int6
 def effective_sample_size(n: float, autocorrelation: float, pairs: float) -> float:
     """Number of independent cases with the same standard error of the mean as ``n`` autocorrelated ones.
 
-    Parameters
-    ----------
-    n
-        Number of cases.
-    autocorrelation
-        At lag 1; assumed to decay geometrically.
-    pairs
-        Number of pairs it was measured from; a value within chance counts as 0.
+    The autocorrelation, at lag 1 and of this many pairs, is assumed to decay geometrically; within chance it counts as
+    0.
 
     Examples
     --------
@@ -303,20 +263,10 @@ def total_variation(window: Cases, reference: Cases) -> float:
 
 
 def mean_shift(window: Moments, reference: Moments, resolution: float = 0.0) -> tuple[HypothesisTestResult, float]:
-    """z test that two samples have the same mean, with the uncertainty of both.
+    """z test that two samples have the same mean; and the shift in standard deviations of the reference.
 
-    Parameters
-    ----------
-    window, reference
-        The two samples.
-    resolution
-        Smallest step of the values; lower bound of the standard deviations, so that two constant samples which differ
-        by a rounding step are not infinitely far apart.
-
-    Returns
-    -------
-    tuple[HypothesisTestResult, float]
-        z with its two-sided p-value, and the shift in standard deviations of the reference.
+    ``resolution``, the smallest step of the values, is a lower bound of the standard deviations: two constant samples
+    that differ by a rounding step are not infinitely far apart.
 
     Examples
     --------
@@ -351,24 +301,10 @@ def accuracy_drop_test(right: float, n: float, reference_right: float, m: float)
 def degradation_lower_bound(
     right: float, n: float, reference_right: float, m: float, confidence: float = 0.99
 ) -> float:
-    """One-sided lower confidence bound of the relative drop of a share.
+    """One-sided lower confidence bound of the relative drop of a share; minus infinity when the reference may be 0.
 
     It follows from the upper limit of the ratio of the two shares, from their Wilson intervals by the method of
     variance estimates recovery; valid also where every answer is right, or wrong.
-
-    Parameters
-    ----------
-    right, n
-        Right cases and all cases of the window, not always whole numbers.
-    reference_right, m
-        The same of the reference.
-    confidence
-        One-sided, in (0.5, 1).
-
-    Returns
-    -------
-    float
-        At most ``1 - ratio``; negative while the share may have risen; minus infinity when the reference may be 0.
 
     Examples
     --------
@@ -396,15 +332,6 @@ def degradation_lower_bound(
 def required_labels(accuracy: float, drop: float = 0.2, threshold: float = 0.05, confidence: float = 0.99) -> int:
     """Number of labels that confirm a drop above ``threshold`` nine times out of ten when the true drop is ``drop``.
 
-    Parameters
-    ----------
-    accuracy
-        Of the reference.
-    drop, threshold
-        Relative drops, ``drop`` the larger one.
-    confidence
-        One-sided, of the confirmation.
-
     Examples
     --------
     >>> required_labels(0.9)
@@ -413,6 +340,6 @@ def required_labels(accuracy: float, drop: float = 0.2, threshold: float = 0.05,
     863
     """
     allowed, actual = accuracy * (1 - threshold), accuracy * (1 - drop)
-    power = normal_quantile(0.9) * math.sqrt(actual * (1 - actual))
-    certainty = normal_quantile(confidence) * math.sqrt(allowed * (1 - allowed))
+    power = NormalDist().inv_cdf(0.9) * math.sqrt(actual * (1 - actual))
+    certainty = NormalDist().inv_cdf(confidence) * math.sqrt(allowed * (1 - allowed))
     return math.ceil(((power + certainty) / (allowed - actual)) ** 2) if accuracy > 0 else 0

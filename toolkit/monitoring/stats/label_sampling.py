@@ -6,7 +6,6 @@ Labels that happen to be sent are biased: complaints are about mistakes. Labels 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from toolkit.errors import SettingsError
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import required_labels
 from toolkit.monitoring.stats.splitmix import splitmix64
@@ -24,19 +23,9 @@ def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.in
     ids
         int64 (N,), all different, of all predictions of the window, in any order.
     n
-        How many to draw, at least 1; all when there are fewer.
+        How many to draw; all when there are fewer. The first few of them are a random sample as well.
     seed
         Another one gives another sample.
-
-    Returns
-    -------
-    int64 (n,)
-        The ids in the order in which to label them; the first few are a random sample as well.
-
-    Raises
-    ------
-    SettingsError
-        When ids repeat, or ``n`` is less than 1.
 
     Examples
     --------
@@ -49,28 +38,14 @@ def sample_for_labelling(ids: ArrayLike, n: int, seed: int = 0) -> NDArray[np.in
     Methods, Wiley, 153-169.
     """
     numbers = np.asarray(ids, np.int64)
-    if len(np.unique(numbers)) != len(numbers):
-        raise SettingsError("ids to draw from must all be different")
-    if n < 1:
-        raise SettingsError(f"at least 1 prediction must be drawn, got {n}")
     return numbers[np.argsort(random_numbers(numbers, seed))[:n]]
 
 
 def labels_to_confirm(reference_accuracy: float, drop: float, thresholds: Thresholds) -> int:
     """Number of labels that confirm, nine times in ten, a drop of accuracy above the warning level.
 
-    Parameters
-    ----------
-    reference_accuracy
-        On the held-out images.
-    drop
-        The relative drop that is suspected, raised to ``thresholds.critical`` where it is less: a smaller one takes
-        thousands of labels.
-    thresholds
-        ``warning``, ``critical`` and ``confidence`` are used.
+    A suspected relative drop of less than ``thresholds.critical`` is raised to it: it takes thousands of labels.
 
-    Examples
-    --------
     >>> labels_to_confirm(0.9, 0.3, Thresholds()), labels_to_confirm(0.9, 0.02, Thresholds())
     (41, 863)
     """
@@ -82,8 +57,6 @@ def labels_to_confirm(reference_accuracy: float, drop: float, thresholds: Thresh
 def random_numbers(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """64 random bits for each id, which follow from it and the seed.
 
-    Examples
-    --------
     >>> random_numbers(np.array([1, 2]), seed=0).tolist() == random_numbers(np.array([2, 1]), seed=0).tolist()[::-1]
     True
     """

@@ -10,14 +10,8 @@ from toolkit.monitoring.stats.distributions import (
     chi_square_survival,
     hypergeometric,
     kolmogorov_survival,
-    normal_quantile,
     normal_survival,
 )
-
-
-@given(st.floats(1e-12, 1 - 1e-12))
-def test_normal_quantile(share):
-    assert normal_quantile(share) == pytest.approx(special.ndtri(share), rel=1e-9, abs=1e-12)
 
 
 @given(st.floats(-30, 30))

@@ -9,44 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from toolkit.errors import SettingsError
 from toolkit.monitoring.stats.e_detectors import (
     BurstWeights,
     ClassDetector,
     Detector,
     ErrorDetector,
     RankDetector,
-    run_length,
     uniform_ties,
 )
 
 A = 200  # run length of the simulations: small, so that there are false alarms to count
+RUN_LENGTH = 3e6  # of a third of a budget of one false alarm in a million
 
 
 def worth(detector):
     """The average worth of the bets, from the evidence."""
     return math.expm1(detector.evidence * math.log1p(detector.run_length))
-
-
-# The budget
-
-
-def test_detectors_that_share_a_budget_add_up_to_it():
-    lengths = [run_length(8, share) for share in (0.5, 0.25, 0.25)]
-    assert lengths == [250_000, 500_000, 500_000]
-    assert sum(1e6 / length for length in lengths) == pytest.approx(8)
-
-
-@pytest.mark.parametrize("budget", [0, -1, 100_001, math.nan])
-def test_an_impossible_budget_is_refused(budget):
-    with pytest.raises(SettingsError, match=f"more than 0 and at most 100,000, got {budget}"):
-        run_length(budget)
-
-
-@pytest.mark.parametrize("share", [0, 1.5, math.nan])
-def test_an_impossible_share_is_refused(share):
-    with pytest.raises(SettingsError, match=f"share of the budget must be more than 0 and at most 1, got {share}"):
-        run_length(10, share)
 
 
 # Breaking ties
@@ -251,14 +229,14 @@ MAKERS = {
     "values": lambda: RankDetector(np.arange(10) / 10, run_length=20),
     "classes": lambda: ClassDetector([50, 30, 20], run_length=20),
 }
-CODES = {"labels": [0, 1, -1], "values": [0.0, 0.05, 0.5, 2.0, math.nan], "classes": [0, 1, 2, -1]}
+CODES = {"labels": [0, 1], "values": [0.0, 0.05, 0.5, 2.0, math.nan], "classes": [0, 1, 2, -1]}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 @given(data=st.data())
 @settings(deadline=None, max_examples=40)
 def test_detectors_do_not_depend_on_batches(kind, data):
-    values = np.array(data.draw(st.lists(st.sampled_from(CODES[kind]), max_size=80)), np.float64)
+    values = np.array(data.draw(st.lists(st.sampled_from(CODES[kind]), max_size=80)), type(CODES[kind][0]))
     places = data.draw(st.lists(st.integers(0, len(values)), max_size=6))
     batches = cut(values, places)
     if kind == "values":
@@ -269,7 +247,7 @@ def test_detectors_do_not_depend_on_batches(kind, data):
 
 def stream_of(kind, n, seed=0):
     """Arguments of ``update`` for n predictions."""
-    values = np.random.default_rng(seed).choice(np.array(CODES[kind], np.float64), n)
+    values = np.random.default_rng(seed).choice(CODES[kind], n)
     more = {"labels": np.arange(n) % 7, "values": uniform_ties(np.arange(n))}
     return (values, more[kind]) if kind in more else (values,)
 
@@ -301,14 +279,13 @@ def test_the_state_does_not_grow_with_the_stream(kind):
     assert len(json.dumps(long.state())) < 1.2 * len(json.dumps(short.state()))
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", ["values", "classes"])
 def test_unknown_values_are_skipped(kind):
-    values = np.repeat(np.array(CODES[kind][:1], np.float64), 60)
-    holes = np.insert(values, np.arange(0, 60, 3), CODES[kind][-1])  # before each third value
-    ties = uniform_ties(np.arange(60))
-    with_ties = np.insert(ties, np.arange(0, 60, 3), 0.5)
-    plain = MAKERS[kind]().update(*((values, ties) if kind == "values" else (values,)))
-    gappy = MAKERS[kind]().update(*((holes, with_ties) if kind == "values" else (holes,)))
+    values, ties = np.full(60, CODES[kind][0]), uniform_ties(np.arange(60))
+    every_third = np.arange(0, 60, 3)
+    holes, with_ties = np.insert(values, every_third, CODES[kind][-1]), np.insert(ties, every_third, 0.5)
+    more = ([ties], [with_ties]) if kind == "values" else ([], [])
+    plain, gappy = MAKERS[kind]().update(values, *more[0]), MAKERS[kind]().update(holes, *more[1])
     assert plain
     known = np.flatnonzero((holes != -1) & ~np.isnan(holes))
     assert [(known[a.index], a.length, a.evidence) for a in plain] == [(a.index, a.length, a.evidence) for a in gappy]
@@ -358,33 +335,6 @@ def test_saturated_confidences_raise_no_alarm():
     assert detector.update(rng.random(100), uniform_ties(np.arange(100)))[0].change == "lower"
 
 
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ErrorDetector(11, 10, 100), "from 0 to n can be right, got 11 of 10"),
-        (lambda: ErrorDetector(0, 0, 100), "n >= 1 images, from 0 to n can be right, got 0 of 0"),
-        (lambda: ErrorDetector(9, 10, 1), "run_length must be more than 1 and finite, got 1"),
-        (lambda: ErrorDetector(9, 10, math.nan), "run_length must be more than 1 and finite, got nan"),
-        (lambda: ErrorDetector(9, 10, 100).update([1, 2]), "right must be 0, 1, or -1 for unknown, got 2"),
-        (lambda: RankDetector([math.nan], 100), "at least one reference value, got none"),
-        (lambda: RankDetector([[1.0]], 100), "reference must have one dimension, got 2"),
-        (lambda: RankDetector([1.0], 100).update([1.0], []), "ties must be 1 numbers in \\[0, 1\\]"),
-        (lambda: RankDetector([1.0], 100).update([1.0], [1.5]), "ties must be 1 numbers in \\[0, 1\\]"),
-        (lambda: ClassDetector([5], 100), "counts must be at least 2 numbers"),
-        (lambda: ClassDetector([0, 0], 100), "not all of them 0"),
-        (lambda: ClassDetector([5, -1], 100), "not negative"),
-        (lambda: ClassDetector([5, 5], 100).update([0, 2]), "a class must lie in 0..1, or be -1 for none, got 2"),
-        (lambda: ClassDetector([5, 5], 100).update([0.5]), "a class must lie in 0..1, or be -1 for none, got 0.5"),
-    ],
-)
-def test_invalid_input_is_refused(make, message):
-    with pytest.raises(SettingsError, match=message):
-        make()
-
-
 # Bursts of the same image
 
 
@@ -406,7 +356,7 @@ def reference_kinds(accuracy=0.84):
 def test_bursts_of_the_same_image_raise_no_alarm(burst):
     reference, alarms = reference_kinds(), 0
     for seed in range(2):
-        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference)
+        detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference)
         alarms += len(detector.update(*labels_of(40_000, 0.84, np.random.default_rng(seed), burst)))
     assert alarms == 0
 
@@ -414,7 +364,7 @@ def test_bursts_of_the_same_image_raise_no_alarm(burst):
 def test_bursts_that_begin_late_raise_no_alarm():
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference_kinds())
+        detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference_kinds())
         assert detector.update(*labels_of(3000, 0.84, rng)) == []
         assert detector.update(*labels_of(3000, 0.84, rng, 20)) == []
 
@@ -438,7 +388,7 @@ def test_a_drop_is_found_in_bursts():
         found = []
         for seed in range(9):
             rng = np.random.default_rng(seed)
-            detector = ErrorDetector(8400, 10_000, run_length(1, 1 / 3), reference)
+            detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference)
             detector.update(*labels_of(1000, 0.84, rng, burst))
             alarms = detector.update(*labels_of(12_000, 0.63, rng, burst))
             found.append(alarms[0].index if alarms else math.inf)

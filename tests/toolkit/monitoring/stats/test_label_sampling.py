@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from toolkit.errors import SettingsError
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import required_labels
@@ -51,15 +50,3 @@ def test_a_smaller_drop_takes_more_labels():
 def test_random_numbers_differ_by_seed_and_id():
     ids = np.arange(2000)
     assert len(np.unique([random_numbers(ids, seed) for seed in range(5)])) == 10_000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"ids": [1, 1], "n": 1}, "ids to draw from must all be different"),
-        ({"ids": [1, 2], "n": 0}, "at least 1 prediction must be drawn, got 0"),
-    ],
-)
-def test_repeated_ids_and_empty_samples_are_refused(arguments, message):
-    with pytest.raises(SettingsError, match=message):
-        sample_for_labelling(**arguments)
