@@ -153,33 +153,15 @@ from train_cnn import (
 
 
 class TrialTask(NamedTuple):
-    """A trial that any machine can run: settings, seed and the place of the data.
+    """A trial that any machine can run: settings, seed and the place of the data."""
 
-    Parameters
-    ----------
-    proposal
-        The hyperparameters, and the incumbent to prune against.
-    folds
-        Number of folds.
-    data
-        Source of the images and the starting weights, and the seed.
-    networks
-        All networks of the search space.
-    folder
-        Folder of its checkpoint; None: no checkpoint.
-    threads
-        Threads of torch; None: one for each core of this process.
-    fingerprint
-        Expected fingerprint of the images; None: any.
-    """
-
-    proposal: Proposal
+    proposal: Proposal  # the hyperparameters, and the incumbent to prune against
     folds: int
-    data: DataSettings
-    networks: tuple[str, ...]
-    folder: Path | None = None
-    threads: int | None = None
-    fingerprint: str | None = None
+    data: DataSettings  # where images and starting weights are, and the seed
+    networks: tuple[str, ...]  # all of the search space
+    folder: Path | None = None  # of its checkpoint; None: no checkpoint
+    threads: int | None = None  # of torch; None: one for each core of this process
+    fingerprint: str | None = None  # expected of the images; None: any
 
 
 TASK = TypeAdapter(TrialTask)  # to and from JSON
@@ -242,12 +224,12 @@ def tune(settings: TuneSettings) -> StudyOutcome:
         logger.sync(job.study.trials)
         try:
             search(job, logger)
+            logger.flush()
         except BaseException:
             with suppress(TrackingError):  # the first error is the one to report
                 logger.flush()
                 log_study(run, job.study, job.space, job.journal.path)
             raise
-        logger.flush()
         log_study(run, job.study, job.space, job.journal.path)
         model = train_best(job, run)
         job.journal.append({"finished": job.study.best.number if job.study.best else None})
@@ -279,11 +261,6 @@ def evaluate(
         Called with a ``Step`` after each epoch and a ``FoldDone`` after each fold.
     data_at
         Loads the data; a process with many tasks caches it.
-
-    Returns
-    -------
-    Result
-        The trial, and its logits when it is complete.
 
     Raises
     ------
@@ -334,21 +311,18 @@ class _PruningCallback(FoldCallback):
         curve = [epoch.val_accuracy for epoch in history]
         if fold == 0 and self._incumbent and (reason := prune_after_epoch(curve, self._epochs, self._incumbent)):
             seconds = sum(epoch.epoch_duration_s for epoch in history)
-            epochs = tuple(asdict(epoch) for epoch in history)
+            epochs = tuple(map(asdict, history))
             self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, images * len(history))]
             raise TrialPruned(reason)
 
     def on_fold(self, finished: Sequence[FitResult]) -> None:
-        self.folds = [_as_fold(fold) for fold in finished]
+        self.folds = [
+            Fold(tuple(map(asdict, fold.history)), fold.best_epoch, fold.seconds, fold.images) for fold in finished
+        ]
         self._report(FoldDone(len(finished) - 1, self.folds[-1]))
         accuracies = [fold.accuracy for fold in self.folds]
         if self._incumbent and (reason := prune_after_fold(accuracies, self._n_folds, self._incumbent)):
             raise TrialPruned(reason)
-
-
-def _as_fold(fitted: FitResult) -> Fold:
-    epochs = tuple(asdict(epoch) for epoch in fitted.history)
-    return Fold(epochs, fitted.best_epoch, fitted.seconds, fitted.images)
 
 
 def _fit_result(fold: Fold) -> FitResult:
@@ -390,7 +364,7 @@ def start_study(settings: TuneSettings) -> Job:
     """Start a study in a folder of its own."""
     folder = settings.study_dir
     space = space_of(settings)
-    first = read_file(settings.initial_points, read_points, space, Hyperparameters) if settings.initial_points else []
+    first = _initial_points(settings, space)
     earlier: list[Trial] = []
     if settings.warm_start:
         former, _ = read_study(folder, resolve_study(folder, settings.warm_start, "--warm-start"))
@@ -452,10 +426,7 @@ def _original_settings(settings: TuneSettings, config: StudyConfig) -> tuple[Tun
     )
     if settings.space:
         changes += differences(_space_text(config.space), _space_text(space_of(settings)))
-    if (
-        settings.initial_points
-        and read_file(settings.initial_points, read_points, config.space, Hyperparameters) != config.initial_points
-    ):
+    if settings.initial_points and _initial_points(settings, config.space) != config.initial_points:
         changes.append("--initial-points names other settings")
     return former.model_copy(update={name: getattr(settings, name) for name in given & OVERRIDABLE_ON_RESUME}), changes
 
@@ -466,6 +437,10 @@ def space_of(settings: TuneSettings) -> Space:
     return read_file(settings.space, read_space, preset, Hyperparameters) if settings.space else preset
 
 
+def _initial_points(settings: TuneSettings, space: Space) -> list[dict[str, Any]]:
+    return read_file(settings.initial_points, read_points, space, Hyperparameters) if settings.initial_points else []
+
+
 def _data_identity(data: TrainingData) -> dict[str, str]:
     """Data and weights, on which trials depend besides the settings."""
     catalogue = data.images.catalogue
@@ -474,7 +449,7 @@ def _data_identity(data: TrainingData) -> dict[str, str]:
 
 def _data(settings: TuneSettings, space: Space) -> TrainingData:
     """The data at one of the image sizes, checked to be enough for the folds."""
-    data = data_for(data_settings(settings), _options(space, "image_size")[0], _networks(space))
+    data = data_for(settings, _options(space, "image_size")[0], _networks(space))
     require_enough_for(settings.folds, data)
     return data
 
@@ -487,11 +462,6 @@ def _options(space: Space, name: str) -> tuple[Any, ...]:
     """The options of a choice; the default of another dimension."""
     options: tuple[Any, ...] = getattr(space.get(name), "options", (Hyperparameters.model_fields[name].default,))
     return options
-
-
-def data_settings(settings: DataSettings) -> DataSettings:
-    """The settings of the data alone, which a trial needs."""
-    return DataSettings(**{name: getattr(settings, name) for name in DataSettings.model_fields})
 
 
 def _space_text(space: Space) -> dict[str, str]:
@@ -544,13 +514,13 @@ def study_logger(job: Job, run: Run) -> StudyLogger:
 
 def search(job: Job, logger: StudyLogger) -> None:
     """Run trials until a stop condition is met; those under way when it is interrupted can be resumed."""
-    settings, data, networks = job.settings, data_settings(job.settings), _networks(job.space)
+    settings, networks = job.settings, _networks(job.space)
     fingerprint = job.data.images.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
     def make_task(proposal: Proposal) -> Any:
-        task = TrialTask(proposal, settings.folds, data, networks, job.folder, threads, fingerprint)
-        return TASK.dump_python(task, mode="json")
+        task = TrialTask(proposal, settings.folds, settings, networks, job.folder, threads, fingerprint)
+        return TASK.dump_python(task, mode="json")  # of the settings, those of the data alone
 
     def on_result(result: Result) -> None:
         if result.logits is not None and job.study.would_be_best(result.trial):
@@ -570,13 +540,7 @@ def search(job: Job, logger: StudyLogger) -> None:
 
 
 def train_best(job: Job, run: Run) -> TrainingResult:
-    """Train the best settings on everything but the held-out images and log the bundle.
-
-    Raises
-    ------
-    TrainingError
-        No trial is complete.
-    """
+    """Train the best settings on everything but the held-out images and log the bundle."""
     study, settings = job.study, job.settings
     best = study.best
     if best is None:
@@ -589,7 +553,7 @@ def train_best(job: Job, run: Run) -> TrainingResult:
     params = Hyperparameters(**best.settings)
     run.params({**params.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
-    data = data_for(data_settings(settings), params.image_size, _networks(job.space))
+    data = data_for(settings, params.image_size, _networks(job.space))
     cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(job.folder, best.number))
     checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
     model = train_final(run, data, FitConfig(params, settings.seed, device), cv, CheckpointManager(checkpoint, run))

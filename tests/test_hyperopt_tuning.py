@@ -27,7 +27,6 @@ from hyperopt_tuning import (
     TrialTask,
     TuneSettings,
     data_for,
-    data_settings,
     evaluate,
     print_status,
     report,
@@ -551,7 +550,7 @@ def first_of(dimension):
 
 def task_of(place, incumbent=None, **more):
     point = {"image_size": 16, "epochs": 4, "batch_size": 8, "learning_rate": 1e-3, "patience": 4, **more}
-    return TrialTask(Proposal(0, point, incumbent), 3, data_settings(settings(place, "task")), ("simple_cnn",))
+    return TrialTask(Proposal(0, point, incumbent), 3, settings(place, "task"), ("simple_cnn",))
 
 
 def test_a_trial_depends_on_its_task_alone(quickest, tmp_path, monkeypatch):

@@ -29,13 +29,6 @@ _TYPED = re.compile(r"(python|torchrun [-\w ]+) (\w+)\.py")
 def command_line(script: str, words: str = "") -> str:
     """The command that a user types to run a script.
 
-    Parameters
-    ----------
-    script
-        Its name, without ``.py``.
-    words
-        What follows.
-
     Examples
     --------
     >>> command_line("monitoring", "labels")

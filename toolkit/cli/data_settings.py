@@ -14,12 +14,7 @@ from toolkit.errors import DataError
 
 
 def default_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """The default folder of a user's decoded images.
-
-    Raises
-    ------
-    DataError
-        The user has no home folder.
+    """The default folder of a user's decoded images; DataError if there is no home folder.
 
     Examples
     --------

@@ -15,17 +15,9 @@ _ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, format
 
 
 def display_name(name: str | Path) -> str:
-    """A name as one line of valid Unicode text.
+    """A name or a path as one line of valid Unicode text, with escapes for bytes, controls and line ends.
 
-    Parameters
-    ----------
-    name
-        A name or a path. Python gives bytes that are not UTF-8 as lone surrogates.
-
-    Returns
-    -------
-    str
-        The name, with ``\\x``, ``\\u`` or ``\\n`` for bytes, controls and line ends.
+    Python gives bytes that are not UTF-8 as lone surrogates.
 
     Examples
     --------
@@ -36,14 +28,7 @@ def display_name(name: str | Path) -> str:
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """A text that a stream can write.
-
-    Parameters
-    ----------
-    text
-        Any text; newlines and tabs stay.
-    encoding
-        Of the stream; UTF-8 when None.
+    """A text that a stream of an encoding, or of UTF-8, can write; newlines and tabs stay.
 
     Examples
     --------
@@ -56,15 +41,10 @@ def printable(text: str, encoding: str | None = None) -> str:
 
 
 def class_name(folder: str) -> str:
-    """The class name of a folder: the same on all systems, and safe to display.
+    """The class name of a folder, given without its path: the same on all systems, and safe to display.
 
     A letter with an accent may be one character, or two as on macOS; both are one class (NFC).
     Names are UTF-8 in every locale.
-
-    Parameters
-    ----------
-    folder
-        The name alone, without a path.
 
     Examples
     --------

@@ -47,16 +47,9 @@ VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "d
 def environment(prefix: str) -> SettingsConfigDict:
     """The configuration of a settings class with ``prefix`` before its environment variables."""
     return SettingsConfigDict(
-        env_prefix=prefix,
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_parse_none_str=NULL_WORD,
-    )
+        env_prefix=prefix, env_ignore_empty=True, extra="forbid", frozen=True, cli_kebab_case=True,
+        cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True, cli_parse_none_str=NULL_WORD,
+    )  # fmt: skip
 
 
 class ScriptSettings(BaseSettings):
@@ -107,17 +100,16 @@ def parse(cls: type[S], manual: str | None, argv: Sequence[str] | None = None) -
 
 def _with_bare_flags(words: Sequence[str], cls: type[BaseSettings]) -> list[str]:
     """Give flags without a value their field's ``{"bare": "last"}``: ``--resume`` is ``--resume last``."""
-    extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
     bare = {
-        flag: extra["bare"]
-        for name, extra in extras.items()
-        if isinstance(extra, dict) and "bare" in extra
+        flag: field.json_schema_extra["bare"]
+        for name, field in cls.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and "bare" in field.json_schema_extra
         for flag in _flags(name, cls)
     }
-    filled = []
-    for word, following in pairwise([*words, "--"]):
-        filled.append(f"{word}={bare[word]}" if word in bare and following.startswith("--") else word)
-    return filled
+    return [
+        f"{word}={bare[word]}" if word in bare and following.startswith("--") else word
+        for word, following in pairwise([*words, "--"])
+    ]
 
 
 def _flags(name: str, cls: type[BaseSettings]) -> list[str]:
@@ -139,15 +131,7 @@ def program_name() -> str:
 
 
 def read_first(read: Callable[[], object]) -> None:
-    """Read a script's command line before its slow imports, and exit after ``--help`` or an error.
-
-    A script that is run calls it between its settings and the imports that take seconds.
-
-    Parameters
-    ----------
-    read
-        The first step of ``main``: gives the settings, or raises ``SettingsError``.
-    """
+    """Take the first step of ``main``, which reads the command line, before the slow imports; exit if it is wrong."""
 
     def only_read() -> None:
         read()
@@ -161,11 +145,6 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
 
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that open files are closed and saved.
-
-    Parameters
-    ----------
-    main
-        Gives an exit status; None means 0.
     """
     restore_interrupt()
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -230,16 +209,13 @@ class _Parser(argparse.ArgumentParser):
             flag = unknown.split()[0].split("=")[0]
             flags = [name for name in self._option_string_actions if name.startswith("--")]
             near = suggest(flags, flag).split(", ")[0]
-            hint = f"did you mean {near}?" if _alike(flag, near) else "see --help"
+            alike = near[:4] == flag[:4] or {*near} == {*flag}
+            hint = f"did you mean {near}?" if alike else "see --help"
             message = f"unknown argument {flag}; {hint}"
         elif choice := re.fullmatch(r"argument \{.*\}: invalid choice: '(.*)' \(choose from (.*)\)", message):
             near = suggest(choice[2].replace("'", "").split(", "), choice[1])
             message = f"unknown subcommand {choice[1]}; there are: {near}"
         raise SettingsError(message)
-
-
-def _alike(typed: str, name: str) -> bool:
-    return typed[:4] == name[:4] or set(typed) == set(name)
 
 
 # pydantic's name of a broken rule: the key of its limit, and the message.
@@ -248,16 +224,11 @@ _RULES = {
     "less_than": ("lt", "must be less than {rule}"),
     "greater_than_equal": ("ge", "must be at least {rule}"),
     "greater_than": ("gt", "must be more than {rule}"),
-    "literal_error": ("expected", "must be one of {rule}"),
-    "enum": ("expected", "must be one of {rule}"),
-    "float_parsing": ("", "must be a number"),
-    "float_type": ("", "must be a number"),
     "finite_number": ("", "must be a finite number"),
-    "int_parsing": ("", "must be a whole number"),
-    "int_type": ("", "must be a whole number"),
-    "int_from_float": ("", "must be a whole number"),
-    "bool_parsing": ("", "must be true or false"),
-    "bool_type": ("", "must be true or false"),
+    **dict.fromkeys(("literal_error", "enum"), ("expected", "must be one of {rule}")),
+    **dict.fromkeys(("float_parsing", "float_type"), ("", "must be a number")),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), ("", "must be a whole number")),
+    **dict.fromkeys(("bool_parsing", "bool_type"), ("", "must be true or false")),
     "missing": ("", "is required"),
     "extra_forbidden": ("", "is not a setting"),
 }

@@ -31,8 +31,6 @@ class Journal:
     ------
     SettingsError
         The new journal exists, the existing one does not, or another process has it open.
-    DataError
-        The file cannot be read or written.
 
     Examples
     --------
@@ -61,13 +59,7 @@ class Journal:
             raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Append an entry and flush it to disk.
-
-        Raises
-        ------
-        DataError
-            The entry cannot be written; nothing of it was.
-        """
+        """Append an entry and flush it to disk; DataError if that fails, and nothing of it is written."""
         rest = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)
         try:
@@ -105,25 +97,13 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The description of a journal and its entries so far, also while another process writes to it.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read.
-    """
+    """The description of a journal and its entries so far, also while another process writes to it."""
     about, entries, _ = _content(path)
     return about, entries
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it: after a power cut it is either complete or unchanged.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written.
-    """
+    """Write a file under another name, then rename it: after a power cut it is either complete or unchanged."""
     scratch = path.with_suffix(".partial")
     try:
         with scratch.open("wb") as file:
@@ -131,20 +111,15 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-        _sync_names(path.parent)
+        with suppress(OSError):  # where the system can, its name as well
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         with suppress(OSError):
             scratch.unlink()
-
-
-def _sync_names(folder: Path) -> None:
-    """Flush the names in a folder to disk, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _content(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:

@@ -37,8 +37,7 @@ class StudyLogger:
     tags
         Tags of all runs of trials.
     log_fold
-        Called with the trial's run, its settings, the fold's number from 0 and the fold; logs the fold as a nested
-        run unless it exists.
+        Logs a fold in a trial's run, given the trial's settings and the fold's number from 0, unless it is there.
     clock
         Monotonic seconds.
 

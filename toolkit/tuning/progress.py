@@ -24,17 +24,7 @@ COLUMNS = {
 
 
 class StudyProgressBar:
-    """A bar on a terminal: trials done, the best so far with its settings, and the time left.
-
-    Parameters
-    ----------
-    study
-        The study that is searched.
-    planned
-        Number of trials.
-    folds
-        Number of folds of each trial.
-    """
+    """A bar on a terminal: trials done, of so many planned, the best so far with its settings, and the time left."""
 
     def __init__(self, study: Study, planned: int, folds: int) -> None:
         self._study, self._folds, self._paces = study, folds, dict[int, _Pace]()

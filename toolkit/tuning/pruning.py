@@ -35,21 +35,11 @@ CATCH_UP = 0.75  # standard errors of the mean of the folds left: an image less 
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best complete trial, reduced to what others are compared with.
+    """The best complete trial, reduced to what others are compared with."""
 
-    Parameters
-    ----------
-    number
-        Number of the trial, from 0.
-    curves
-        Validation accuracy after each epoch, for each fold.
-    epochs
-        Epochs of its schedule, which early stopping may have cut short.
-    """
-
-    number: int
-    curves: tuple[tuple[float, ...], ...]
-    epochs: int
+    number: int  # of the trial, from 0
+    curves: tuple[tuple[float, ...], ...]  # validation accuracy after each epoch, for each fold
+    epochs: int  # of its schedule, which early stopping may have cut short
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -72,16 +62,7 @@ class Incumbent:
 
 
 def prune_after_epoch(curve: Sequence[float], epochs: int, incumbent: Incumbent) -> str:
-    """The reason to prune a trial after an epoch of its first fold; empty when it continues.
-
-    Parameters
-    ----------
-    curve
-        Validation accuracy after each epoch so far.
-    epochs
-        Epochs of the trial's schedule.
-    incumbent
-        The trial to compare with.
+    """The reason to prune a trial by the curve of its first fold so far; empty when it continues.
 
     Examples
     --------
@@ -94,26 +75,18 @@ def prune_after_epoch(curve: Sequence[float], epochs: int, incumbent: Incumbent)
     done = len(curve)
     if done < 2 or done - 1 < EPOCHS_SHARE * epochs:
         return ""
-    references = [_reference(epoch, epochs, incumbent) for epoch in (done - 1, done)]
-    if max(curve[:-1]) >= references[0] or max(curve) >= references[1]:
+    # The incumbent after as many epochs, or at the same share of its schedule: whichever is less.
+    before, now = (incumbent.worst_so_far(min(n, n * incumbent.epochs // epochs)) for n in (done - 1, done))
+    if max(curve[:-1]) >= before or max(curve) >= now:
         return ""
     return (
-        f"in fold 1 after epoch {done} of {epochs}: {max(curve):.4f} is below {references[1]:.4f}, the lowest of the"
+        f"in fold 1 after epoch {done} of {epochs}: {max(curve):.4f} is below {now:.4f}, the lowest of the"
         f" folds of trial {incumbent.number + 1} by then"
     )
 
 
 def prune_after_fold(accuracies: Sequence[float], folds: int, incumbent: Incumbent) -> str:
-    """The reason to prune a trial after some of its folds; empty when it continues.
-
-    Parameters
-    ----------
-    accuracies
-        Accuracy of each fold so far.
-    folds
-        Number of folds of a complete trial.
-    incumbent
-        The trial to compare with.
+    """The reason to prune a trial by the accuracies of its folds so far, of so many; empty when it continues.
 
     Examples
     --------
@@ -131,10 +104,8 @@ def prune_after_fold(accuracies: Sequence[float], folds: int, incumbent: Incumbe
     if not left:
         return ""
     best, reachable = fmean(incumbent.accuracies), fmean([*accuracies, *[1.0] * left])
-    behind, chance = (
-        (sum(incumbent.accuracies[:done]) - sum(accuracies)) / left,
-        CATCH_UP * incumbent.noise / sqrt(left),
-    )
+    behind = (sum(incumbent.accuracies[:done]) - sum(accuracies)) / left
+    chance = CATCH_UP * incumbent.noise / sqrt(left)
     if reachable <= best:
         reason = f"the mean could reach {reachable:.4f} at the most, and trial {incumbent.number + 1} has {best:.4f}"
     elif (own := mean(accuracies)) < (worst := min(incumbent.accuracies)):  # fmean of equal ones may be below them
@@ -147,8 +118,3 @@ def prune_after_fold(accuracies: Sequence[float], folds: int, incumbent: Incumbe
     else:
         return ""
     return f"after fold {done} of {folds}: {reason}"
-
-
-def _reference(epoch: int, epochs: int, incumbent: Incumbent) -> float:
-    """The worst accuracy of the incumbent's folds, after as many epochs or at the same share, whichever is less."""
-    return incumbent.worst_so_far(min(epoch, epoch * incumbent.epochs // epochs))

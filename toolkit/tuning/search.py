@@ -80,42 +80,15 @@ class SearchConfig(NamedTuple):
 
 
 class SearchHooks(NamedTuple):
-    """The calls through which a search reaches what it does not know: tasks and files of trials.
+    """The calls through which a search reaches what it does not know: tasks and files of trials."""
 
-    Parameters
-    ----------
-    make_task
-        Makes the pool's task of a proposal.
-    on_result
-        Called with each result before it counts.
-    cleanup
-        Called with each trial after it counts, and at the start with those that count already, to remove the files
-        from which it would be resumed.
-    """
-
-    make_task: Callable[[Proposal], Any]
-    on_result: Callable[[Result], None]
-    cleanup: Callable[[Trial], None]
+    make_task: Callable[[Proposal], Any]  # the pool's task of a proposal
+    on_result: Callable[[Result], None]  # before the result counts
+    cleanup: Callable[[Trial], None]  # removes the files of a counted trial, from which it would be resumed
 
 
 class Search:
-    """A search under way.
-
-    Parameters
-    ----------
-    study
-        Proposes the trials and records their results.
-    config
-        Size and stop conditions.
-    pool
-        The workers. They report ``Step`` and ``FoldDone`` and return a ``Result``, each as ``message_json``.
-    hooks
-        Make tasks, and keep and remove the files of trials.
-    logger
-        Shows the trials in MLflow.
-    clock
-        Monotonic seconds.
-    """
+    """A search under way: its workers report ``Step`` and ``FoldDone`` and return a ``Result``, as ``message_json``."""
 
     def __init__(
         self,
@@ -136,10 +109,7 @@ class Search:
     def run(self) -> None:
         """Search until a stop condition is met; in any case, trials under way finish their step and are kept.
 
-        Raises
-        ------
-        ToolkitError
-            A worker met an error that concerns all trials, such as data that cannot be read.
+        A ToolkitError that concerns all trials, such as data that cannot be read, ends it.
         """
         for trial in self._study.trials:  # a killed process had no time to
             self._hooks.cleanup(trial)

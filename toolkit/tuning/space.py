@@ -1,4 +1,8 @@
-"""Search spaces: named dimensions, and their form in Hyperopt."""
+"""Search spaces: named dimensions, and their form in Hyperopt.
+
+Each dimension gives its ``expression`` in Hyperopt's terms, the ``position`` of a value as in Hyperopt's documents, and
+its plain values for JSON.
+"""
 
 import math
 from collections.abc import Mapping
@@ -14,12 +18,7 @@ ROUNDING = 1e-12  # relative error of exp(log(x)); at most a little over 750 * 2
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values.
-
-    Parameters
-    ----------
-    options
-        Numbers or words, all different.
+    """One of several numbers or words, all different.
 
     Examples
     --------
@@ -31,19 +30,15 @@ class Choice:
     options: tuple[Any, ...]
 
     def expression(self, name: str) -> Any:
-        """The dimension in Hyperopt's terms."""
         return hp.choice(name, self.options)
 
     def contains(self, value: Any) -> bool:
-        """Whether the value is one of the options."""
         return value in self.options
 
     def position(self, value: Any) -> int:
-        """The form of a value in Hyperopt's documents: its index among the options."""
         return self.options.index(value)
 
     def json(self) -> list[Any]:
-        """The options."""
         return list(self.options)
 
     def __str__(self) -> str:
@@ -51,32 +46,8 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Interval:
-    """Numbers between two bounds, both included."""
-
-    low: float
-    high: float
-
-    def contains(self, value: Any) -> bool:
-        """Whether the value is a number from one bound to the other."""
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-
-    def position(self, value: float) -> float:
-        """The form of a value in Hyperopt's documents: the number as a float."""
-        return float(value)
-
-    def json(self) -> dict[str, Any]:
-        """The bounds, with a decimal point."""
-        return {"low": float(self.low), "high": float(self.high)}
-
-
-class Uniform(_Interval):
-    """A number between two bounds.
-
-    Parameters
-    ----------
-    low, high
-        The bounds, low less than high.
+class Uniform:
+    """A number between two bounds, both included.
 
     Examples
     --------
@@ -85,83 +56,61 @@ class Uniform(_Interval):
     (True, 0.25, {'low': 0.0, 'high': 0.5})
     """
 
+    low: float
+    high: float
+
     def expression(self, name: str) -> Any:
-        """The dimension in Hyperopt's terms."""
         return hp.uniform(name, self.low, self.high)
+
+    def contains(self, value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def position(self, value: float) -> float:
+        return float(value)
+
+    def json(self) -> dict[str, Any]:
+        return {"low": float(self.low), "high": float(self.high)}  # the decimal point marks it in JSON
 
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}"
 
 
-class LogUniform(_Interval):
-    """A number between two bounds, each order of magnitude as likely as the next.
-
-    Parameters
-    ----------
-    low, high
-        The bounds themselves, not their logarithms; low more than 0 and less than high.
-
-    Examples
-    --------
-    >>> rate = LogUniform(0.001, 1)
-    >>> rate.contains(0.5), rate.position(0.5), rate.json()
-    (True, 0.5, {'low': 0.001, 'high': 1.0, 'log': True})
-    """
+class LogUniform(Uniform):
+    """A number between two bounds, each order of magnitude as likely as the next; low is more than 0."""
 
     def expression(self, name: str) -> Any:
-        """The dimension in Hyperopt's terms."""
         return hp.loguniform(name, math.log(self.low), math.log(self.high))
 
-    def contains(self, value: Any) -> bool:
-        """Whether the value is a number from one bound to the other, up to the rounding of their logarithms."""
-        return _Interval(self.low * (1 - ROUNDING), self.high * (1 + ROUNDING)).contains(value)
+    def contains(self, value: Any) -> bool:  # up to the rounding of the bounds' logarithms
+        return Uniform(self.low * (1 - ROUNDING), self.high * (1 + ROUNDING)).contains(value)
 
     def json(self) -> dict[str, Any]:
-        """The bounds, with a decimal point, and the mark of a logarithmic scale."""
         return {**super().json(), "log": True}
 
     def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}, logarithmic"
+        return f"{super().__str__()}, logarithmic"
 
 
-@dataclass(frozen=True)
-class Integers(_Interval):
-    """A whole number between two bounds, both included.
+class Integers(Uniform):
+    """A whole number between two whole bounds, both included.
 
     Hyperopt rounds a number between the bounds, so the two ends are half as likely as the others.
-
-    Parameters
-    ----------
-    low, high
-        Whole numbers, low less than high.
-
-    Examples
-    --------
-    >>> epochs = Integers(10, 50)
-    >>> epochs.contains(50), epochs.contains(10.5), epochs.position(12), epochs.json()
-    (True, False, 12.0, {'low': 10, 'high': 50})
     """
 
-    low: int
-    high: int
-
     def expression(self, name: str) -> Any:
-        """The dimension in Hyperopt's terms."""
         return hp.uniformint(name, self.low, self.high)
 
     def contains(self, value: Any) -> bool:
-        """Whether the value is a whole number from one bound to the other."""
         return super().contains(value) and value == int(value)
 
     def json(self) -> dict[str, Any]:
-        """The bounds, without a decimal point."""
         return {"low": self.low, "high": self.high}
 
     def __str__(self) -> str:
         return f"{self.low} to {self.high}, whole"
 
 
-Dimension = Choice | Uniform | LogUniform | Integers
+Dimension = Choice | Uniform
 Space = Mapping[str, Dimension]
 
 FULL: Space = {
@@ -229,24 +178,7 @@ def contains(space: Space, settings: Mapping[str, Any]) -> bool:
 
 
 def positions(space: Space, settings: Mapping[str, Any]) -> dict[str, list[float]]:
-    """A point in the form of ``misc["vals"]`` in Hyperopt's trial documents.
-
-    Parameters
-    ----------
-    space
-        The search space.
-    settings
-        Plain hyperparameters, as ``flatten`` gives them.
-
-    Returns
-    -------
-    dict
-        For each label of the expression a list with the position of its value, empty where it is not active.
-
-    Raises
-    ------
-    SettingsError
-        The space does not contain the point.
+    """A point in the form of ``misc["vals"]`` in Hyperopt's documents: the position under each label, if it is active.
 
     Examples
     --------
@@ -268,13 +200,7 @@ def active(space: Space, settings: Mapping[str, Any]) -> list[str]:
 
 
 def space_json(space: Space) -> dict[str, Any]:
-    """Plain values for JSON, from which ``space_from_json`` makes an equal space.
-
-    Examples
-    --------
-    >>> space_json({"epochs": Integers(10, 50), "batch_size": Choice((16, 32))})
-    {'epochs': {'low': 10, 'high': 50}, 'batch_size': [16, 32]}
-    """
+    """Plain values for JSON, from which ``space_from_json`` makes an equal space."""
     return {name: dimension.json() for name, dimension in space.items()}
 
 

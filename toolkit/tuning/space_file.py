@@ -33,25 +33,11 @@ def read_file(path: Path, read: Callable[[str, Space, type[BaseModel]], T], spac
 
 
 def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
-    """Read a search space from a YAML text.
+    """Read a search space from a YAML text, which gives hyperparameters by name.
 
-    The text gives hyperparameters by name: a list of options, an interval such as
-    ``{low: 1e-5, high: 1e-3, log: true}``, or a fixed value.
-
-    Parameters
-    ----------
-    text
-        At most 65,536 characters.
-    base
-        The dimensions of hyperparameters that are not in the text.
-    model
-        All hyperparameters with their rules, which each option and bound must meet, alone and in pairs. An interval
-        of a field of type ``int`` has whole numbers only.
-
-    Raises
-    ------
-    SettingsError
-        The text is not YAML, or not a search space, in one sentence that begins with the line or the hyperparameter.
+    Each has a list of options, an interval such as ``{low: 1e-5, high: 1e-3, log: true}``, or a fixed value; those that
+    are missing stay as in ``base``. Options and bounds must meet the rules of the model, alone and in pairs. What is
+    wrong is said in one sentence, as a SettingsError, that begins with the line or the hyperparameter.
 
     Examples
     --------
@@ -62,9 +48,6 @@ def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
     >>> space = read_space("epochs: {low: 5, high: 20}", {"dropout": Choice((0.1, 0.2))}, Hyperparameters)
     >>> [f"{name}: {dimension}" for name, dimension in space.items()]
     ['dropout: one of 0.1, 0.2', 'epochs: 5 to 20, whole']
-    >>> read_space("dropout: 1", {}, Hyperparameters)
-    Traceback (most recent call last):
-    toolkit.errors.SettingsError: dropout: must be less than 1, got 1
     """
     document = _document(text)
     if not isinstance(document, dict) or not document:
@@ -80,21 +63,8 @@ def read_space(text: str, base: Space, model: type[BaseModel]) -> Space:
 def read_points(text: str, space: Space, model: type[BaseModel]) -> list[dict[str, Any]]:
     """Read initial points from a YAML text: a list whose entries give hyperparameters by name.
 
-    Missing hyperparameters are proposed, as for any trial.
-
-    Parameters
-    ----------
-    text
-        At most 65,536 characters.
-    space
-        The search space, which must contain each value.
-    model
-        All hyperparameters.
-
-    Raises
-    ------
-    SettingsError
-        The text is not YAML, or not such a list, in one sentence that begins with the line or the entry's number.
+    Each value must lie in the space; missing hyperparameters are proposed, as for any trial. What is wrong is said in
+    one sentence, as a SettingsError, that begins with the line or the entry's number.
 
     Examples
     --------
@@ -151,9 +121,8 @@ def _document(text: str) -> Any:
         return yaml.load(text, _Loader)  # noqa: S506  it makes nothing but str, list and dict
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise SettingsError(
-            f"line {mark.line + 1}: {', '.join(filter(None, (error.context, error.problem)))}"
-        ) from None
+        reasons = ", ".join(filter(None, (error.context, error.problem)))
+        raise SettingsError(f"line {mark.line + 1}: {reasons}") from None
     except RecursionError:
         raise SettingsError("is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # invalid characters

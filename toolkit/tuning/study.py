@@ -27,36 +27,16 @@ _WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError)  # raised by val
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that the trials of a study depend on; the first line of its journal.
-
-    Parameters
-    ----------
-    space
-        The dimensions.
-    seed
-        Trial ``n`` is proposed with a seed made of this one and ``n``.
-    n_startup_trials
-        Number of random trials before the search learns, see ``default_startup_trials``.
-    prune
-        Whether proposals carry the incumbent that they are pruned against.
-    initial_points
-        Settings to begin with, each complete or partial; missing hyperparameters are proposed.
-    earlier
-        Trials of another study to learn from; those outside the space are left out.
-    data_identity
-        Data and weights by name; a study is not resumed when one has changed.
-    settings
-        Settings of the script, needed to resume.
-    """
+    """Everything that the trials of a study depend on; the first line of its journal."""
 
     space: Space
-    seed: int = 0
-    n_startup_trials: int = 5
-    prune: bool = True
-    initial_points: Sequence[Mapping[str, Any]] = ()
-    earlier: Sequence[Trial] = ()
-    data_identity: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0  # trial n is proposed with a seed made of this one and n
+    n_startup_trials: int = 5  # random ones, before the search learns: see default_startup_trials
+    prune: bool = True  # whether proposals carry the incumbent that they are pruned against
+    initial_points: Sequence[Mapping[str, Any]] = ()  # complete or partial; missing hyperparameters are proposed
+    earlier: Sequence[Trial] = ()  # of another study, to learn from; those outside the space are left out
+    data_identity: Mapping[str, str] = field(default_factory=dict)  # data and weights, which must stay the same
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the script, needed to resume
 
     def json(self) -> dict[str, Any]:
         """Plain values, from which ``from_json`` makes an equal configuration."""
@@ -64,13 +44,7 @@ class StudyConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "StudyConfig":
-        """Rebuild a configuration from ``json``.
-
-        Raises
-        ------
-        DataError
-            The values were written by another version.
-        """
+        """Rebuild a configuration from ``json``; DataError if another version wrote it."""
         try:
             if values.keys() != cls.__dataclass_fields__.keys():
                 raise ValueError("the fields differ")
@@ -82,24 +56,12 @@ class StudyConfig:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings to try next.
+    """Settings to try next."""
 
-    Parameters
-    ----------
-    number
-        Number of the trial, from 0.
-    settings
-        The hyperparameters.
-    incumbent
-        The best trial at the time of the proposal; None without one, or without pruning.
-    known
-        A finished trial with the same settings, whose result is reused.
-    """
-
-    number: int
+    number: int  # of the trial, from 0
     settings: Mapping[str, Any]
-    incumbent: Incumbent | None = None
-    known: Trial | None = None
+    incumbent: Incumbent | None = None  # the best trial so far; None without one, or without pruning
+    known: Trial | None = None  # a finished trial with the same settings, whose result is reused
 
     @property
     def repeated(self) -> Trial | None:
@@ -124,7 +86,7 @@ class Study:
     config
         Space, seed and everything else that proposals depend on.
     entries
-        Entries that ``record`` received before, to resume from.
+        Entries that ``record`` received before, to resume from; DataError if another version wrote them.
     record
         Stores a JSON-able entry for each proposal and each result, before it counts.
 
@@ -135,19 +97,12 @@ class Study:
     under_way
         Proposals without a result yet, by number.
 
-    Raises
-    ------
-    DataError
-        The entries were written by another version.
-
     Examples
     --------
     >>> from toolkit.tuning.space import QUICK
     >>> from toolkit.tuning.trial import Fold
     >>> study = Study(StudyConfig(QUICK, seed=0))
     >>> proposal = study.ask()
-    >>> proposal.number, proposal.settings["model_type"], 3 <= proposal.settings["epochs"] <= 6
-    (0, 'simple_cnn', True)
     >>> fold = Fold(({"epoch": 1, "val_accuracy": 0.9},), best_epoch=1, seconds=2.0, images=80)
     >>> study.tell(Trial(0, proposal.settings, "complete", (fold, fold)))
     >>> study.best.mean_accuracy
@@ -185,11 +140,12 @@ class Study:
             [number], self._domain, self._history, seed, n_startup_jobs=config.n_startup_trials, verbose=False
         )
         chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
-        settings = _plain(flatten(space_eval(self._expression, chosen)))
+        point = flatten(space_eval(self._expression, chosen))
+        settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
         if number < len(config.initial_points):
-            settings = _overlaid(settings, config.initial_points[number])
-        if not contains(config.space, settings):
-            raise SettingsError(f"the search space does not contain the initial point {settings}")
+            settings |= config.initial_points[number]
+            if settings["optimizer"] != "sgd":
+                settings.pop("momentum", None)
         self._record({"proposal": {"number": number, "settings": settings}})
         return self._propose(settings)
 
@@ -275,16 +231,3 @@ class Study:
 def default_startup_trials(max_trials: int) -> int:
     """A quarter of the trials, 5 to 20: Hyperopt's own 20 would make a short search purely random."""
     return max(5, min(20, max_trials // 4))
-
-
-def _overlaid(proposed: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given settings over the proposed ones; momentum only with the optimizer that has one."""
-    settings = {**proposed, **given}
-    if settings["optimizer"] != "sgd":
-        settings.pop("momentum", None)
-    return settings
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Python numbers instead of numpy's."""
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}

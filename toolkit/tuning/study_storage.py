@@ -36,22 +36,7 @@ def studies_in(folder: Path) -> list[str]:
 
 
 def resolve_study(folder: Path, choice: str, flag: str) -> str:
-    """The name of an existing study.
-
-    Parameters
-    ----------
-    folder
-        The folder of studies.
-    choice
-        ``last``, or a name.
-    flag
-        The flag with the choice, for the error message.
-
-    Raises
-    ------
-    SettingsError
-        There is no study of that name, or none at all.
-    """
+    """The name of an existing study by a flag's value, ``last`` or a name; SettingsError if there is none."""
     names = studies_in(folder)
     if not names:
         raise SettingsError(f"there is no study in {folder}{os.sep}, which {flag} needs")
@@ -65,31 +50,18 @@ def resolve_study(folder: Path, choice: str, flag: str) -> str:
     return choice
 
 
-def next_name(folder: Path, base: str) -> str:
-    """``base`` with the first number that no study has yet.
-
-    Examples
-    --------
-    >>> next_name(Path("no such folder"), "digits")
-    'digits-1'
-    """
+def claimed_name(folder: Path, base: str) -> str:
+    """``base`` with the first number that no study has yet, reserved by creating its folder."""
     number = 1
     while (folder / f"{base}-{number}").exists():
         number += 1
+    try:
+        (folder / f"{base}-{number}").mkdir(parents=True)
+    except FileExistsError:  # another process was faster
+        return claimed_name(folder, base)
+    except OSError:
+        pass  # writing the journal says why
     return f"{base}-{number}"
-
-
-def claimed_name(folder: Path, base: str) -> str:
-    """Reserve ``next_name`` by creating its folder, so that no other process gets it."""
-    while True:
-        name = next_name(folder, base)
-        try:
-            (folder / name).mkdir(parents=True)
-        except FileExistsError:
-            continue  # another process was faster
-        except OSError:
-            pass  # writing the journal says why
-        return name
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -112,44 +84,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def save_logits(folder: Path, number: int, logits: NDArray[np.float32], former: int | None = None) -> None:
-    """Save the logits of a trial that will be the best once it counts.
-
-    Parameters
-    ----------
-    folder
-        The folder of the study.
-    number
-        Number of the trial, from 0.
-    logits
-        float32 (N, K).
-    former
-        The best trial so far, whose logits are kept as well; all others are removed.
-
-    Raises
-    ------
-    DataError
-        The file cannot be written.
-    """
+    """Save the logits of a trial that will be the best once it counts; all others but the former best's are removed."""
     path = _logits(folder, number)
     buffer = io.BytesIO()
     np.save(buffer, logits, allow_pickle=False)
     try:
         write_whole(path, buffer.getvalue())
-        for other in folder.glob("logits-*.npy"):
-            if other != path and (former is None or other != _logits(folder, former)):
-                other.unlink()
+        for other in {*folder.glob("logits-*.npy")} - {path, _logits(folder, number if former is None else former)}:
+            other.unlink()
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
 
 def load_logits(folder: Path, number: int) -> NDArray[np.float32]:
-    """The logits of a trial, float32 (N, K).
-
-    Raises
-    ------
-    DataError
-        The file cannot be read.
-    """
+    """The logits of a trial, float32 (N, K); DataError if the file cannot be read."""
     path = _logits(folder, number)
     try:
         logits: NDArray[np.float32] = np.load(path, allow_pickle=False)

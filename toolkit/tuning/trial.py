@@ -12,24 +12,12 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True)
 class Fold:
-    """The training on one fold.
+    """The training on one fold."""
 
-    Parameters
-    ----------
-    epochs
-        Metrics of each epoch, named as in MLflow, and its number, from 1, as ``epoch``.
-    best_epoch
-        The epoch with the highest validation accuracy, from 1.
-    seconds
-        Duration.
-    images
-        Images passed through training, repetitions included.
-    """
-
-    epochs: tuple[Mapping[str, float], ...]
-    best_epoch: int
+    epochs: tuple[Mapping[str, float], ...]  # metrics of each, named as in MLflow, and its number, from 1, as ``epoch``
+    best_epoch: int  # from 1
     seconds: float
-    images: int
+    images: int  # passed through training, repetitions included
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -51,21 +39,6 @@ class Fold:
 class Trial:
     """A point of the space and its results.
 
-    Parameters
-    ----------
-    number
-        From 0, in the order of proposal.
-    settings
-        The hyperparameters.
-    state
-        ``complete`` with all folds; ``pruned`` when it could no longer become the best; or ``failed``.
-    folds
-        Folds that were started; the last one of a pruned trial may be unfinished.
-    seconds
-        Duration.
-    reason
-        Why it was pruned or failed; of a complete one, that it was not run because its settings were known.
-
     Examples
     --------
     >>> folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for accuracy in (0.75, 0.25))
@@ -74,12 +47,12 @@ class Trial:
     (0.5, 160, True)
     """
 
-    number: int
+    number: int  # from 0, in the order of proposal
     settings: Mapping[str, Any]
-    state: State
-    folds: tuple[Fold, ...] = ()
+    state: State  # pruned when it could no longer become the best
+    folds: tuple[Fold, ...] = ()  # all that were started; the last one of a pruned trial may be unfinished
     seconds: float = 0.0
-    reason: str = ""
+    reason: str = ""  # why it was pruned or failed; of a complete one, that its settings were known
 
     @property
     def accuracies(self) -> tuple[float, ...]:

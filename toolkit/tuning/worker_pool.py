@@ -18,34 +18,22 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 from toolkit import errors
-from toolkit.errors import SettingsError, ToolkitError, first_line
+from toolkit.errors import ToolkitError, first_line
 from toolkit.system.subprocesses import Child, Parent, exit_reason, stop
 
 GRACE_S = 5.0  # for a worker to end before it is killed
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a worker that SIGTERM has ended
-
 
 Report = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a task.
+    """An event of a task: ``progress`` any number of times, and then one of the other kinds."""
 
-    Parameters
-    ----------
-    key
-        Key of the task.
-    kind
-        ``progress`` any number of times, and then once ``done``, ``failed``, ``error`` or ``stopped``.
-    value
-        In this order: the reported value; the result; the reason in one line, an exception or the end of the worker;
-        a ToolkitError, which concerns all tasks; None.
-    """
-
-    key: int
+    key: int  # of the task
     kind: Literal["progress", "done", "failed", "error", "stopped"]
-    value: Any = None
+    value: Any = None  # reported value; result; reason in one line; a ToolkitError, which concerns all tasks; None
 
 
 class WorkerPool:
@@ -63,11 +51,6 @@ class WorkerPool:
         calls ``function(task, report)``, which returns the result; ``report(value)`` sends the parent a value
         meanwhile. Tasks, values and results are JSON.
 
-    Raises
-    ------
-    SettingsError
-        The size is less than 1.
-
     Examples
     --------
     >>> with WorkerPool(2, "operator:call") as pool:  # doctest: +SKIP
@@ -77,10 +60,7 @@ class WorkerPool:
     """
 
     def __init__(self, size: int, work: str) -> None:
-        if size < 1:
-            raise SettingsError(f"the number of workers must be at least 1, got {size}")
-        self.size = size
-        self._work = work
+        self.size, self._work = size, work
         self._workers: list[_Worker] = []
         self._queue: _Queue = SimpleQueue()
         self._events: list[Event] = []
@@ -97,21 +77,10 @@ class WorkerPool:
         return self.size - sum(worker.key is not None for worker in self._workers)
 
     def start(self, key: int, task: Any) -> None:
-        """Give a task to an idle worker.
-
-        Raises
-        ------
-        RuntimeError
-            No worker is idle.
-        TypeError
-            The task is not JSON.
-        ToolkitError
-            The system starts no more processes.
-        """
-        if not self.n_idle:
-            raise RuntimeError(f"all {self.size} workers are busy")
-        worker = next((worker for worker in self._workers if worker.is_ready), None) or self._spawn()
-        worker.child.send({"key": key, "task": task})
+        """Give a task to one of the idle workers; ToolkitError if the system starts no more processes."""
+        ready = (w for w in self._workers if w.key is None and not w.is_terminating and w.process.poll() is None)
+        worker = next(ready, None) or self._spawn()
+        worker.send({"key": key, "task": task})
         worker.key = key
 
     def wait(self, timeout: float | None) -> list[Event]:
@@ -138,18 +107,17 @@ class WorkerPool:
         """End all workers, with SIGKILL after 5 seconds; their events are dropped."""
         for worker in self._workers:
             worker.terminate()
-        stop([worker.child.process for worker in self._workers], GRACE_S)
+        stop([worker.process for worker in self._workers], GRACE_S)
         while self._workers:
             self._receive(math.inf)
         self._events.clear()
 
     def _spawn(self) -> "_Worker":
         try:
-            worker = _Worker(self._work, self._queue)
+            self._workers.append(_Worker(self._work, self._queue))
         except OSError as error:
             raise ToolkitError(f"no worker process can be started: {first_line(error)}") from None
-        self._workers.append(worker)
-        return worker
+        return self._workers[-1]
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
@@ -175,32 +143,25 @@ class WorkerPool:
         self._events.append(event)
 
 
-class _Worker:
+class _Worker(Child):
     """The parent's side of a worker; a thread reads its messages, so that it never waits for the parent."""
 
     def __init__(self, work: str, queue: "_Queue") -> None:
+        super().__init__(__name__)
         self.key: int | None = None  # of its task
         self.is_terminating = False
-        self.child = Child(__name__)
-        self.child.send({"work": work, "path": sys.path})
-        self._reader = threading.Thread(target=self._read, args=(queue,), daemon=True)
-        self._reader.start()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the worker can take a task."""
-        return self.key is None and not self.is_terminating and self.child.process.poll() is None
+        self.send({"work": work, "path": sys.path})
+        threading.Thread(target=self._read, args=(queue,), daemon=True).start()
 
     def terminate(self) -> None:
         """End the worker: at once, or after its task if that handles SIGTERM."""
         self.is_terminating = True
-        self.child.send(None)
-        self.child.process.terminate()
+        self.send(None)
+        self.process.terminate()
 
     def reap(self) -> Event | None:
         """Release the resources of a worker that has ended; the event of its task."""
-        self._reader.join()
-        status = self.child.close(GRACE_S)
+        status = self.close(GRACE_S)
         if self.key is None:
             return None
         if status in (TERMINATED, -signal.SIGTERM):
@@ -208,7 +169,7 @@ class _Worker:
         return Event(self.key, "failed", f"its process {exit_reason(status)}")
 
     def _read(self, queue: "_Queue") -> None:
-        for message in self.child.messages():
+        for message in self.messages():
             value = message["value"]
             if message["kind"] == "error":
                 value = getattr(errors, message["type"])(value)

@@ -18,7 +18,6 @@ from toolkit.tuning.study_storage import (
     differences,
     journal_of,
     load_logits,
-    next_name,
     read_study,
     resolve_study,
     save_logits,
@@ -219,13 +218,11 @@ def test_an_unknown_study_is_refused_with_the_known_ones():
         )
 
 
-def test_next_name_has_the_first_free_number(tmp_path):
-    assert next_name(tmp_path, "digits") == "digits-1"
+def test_a_study_claims_the_first_free_number(tmp_path):
     for name in ("digits-1", "digits-3", "flowers-1"):
         create_study(tmp_path, name)
-    assert next_name(tmp_path, "digits") == "digits-2"
     (tmp_path / "digits-2").write_text("of something else")
-    assert next_name(tmp_path, "digits") == "digits-4"
+    assert [claimed_name(tmp_path, "digits") for _ in range(2)] == ["digits-4", "digits-5"]
 
 
 def test_concurrent_studies_claim_different_names(tmp_path):

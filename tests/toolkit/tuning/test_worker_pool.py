@@ -191,18 +191,6 @@ def test_workers_are_started_on_demand_and_reused(pair):
     assert outcome(pair, *PID, key=2) == Event(2, "done", other)
 
 
-def test_no_more_tasks_than_workers(pool):
-    pool.start(0, ["rest"])
-    with pytest.raises(RuntimeError, match=r"^all 1 workers are busy$"):
-        pool.start(1, PID)
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_pool_has_a_worker(size):
-    with pytest.raises(SettingsError, match=rf"^the number of workers must be at least 1, got {size}$"):
-        WorkerPool(size, WORK)
-
-
 def test_wait_ends_at_the_timeout_or_without_a_busy_worker(pool):
     assert pool.wait(None) == []
     pool.start(0, ["rest"])
