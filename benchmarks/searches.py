@@ -126,7 +126,7 @@ def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     pruners = {WILCOXON: optuna.pruners.WilcoxonPruner, MEDIAN: optuna.pruners.MedianPruner}
     sampler = optuna.samplers.TPESampler(seed=arena.seed)
-    optuna.create_study(metric_mode="maximize", sampler=sampler, pruner=pruners[pruner]()).optimize(objective, count)
+    optuna.create_study(direction="maximize", sampler=sampler, pruner=pruners[pruner]()).optimize(objective, count)
     return trials
 
 

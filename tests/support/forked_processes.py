@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from support import ROOT
+from support import MAX_WAIT_S, ROOT
 
 # What the scripts import, also in the middle of their work. Nothing here may start a thread: it would not be forked.
 IMPORTED = [
@@ -59,7 +59,7 @@ class Script:
     def out(self):
         return (self.folder / "out").read_text()
 
-    def wait_for(self, pattern, seconds=120):
+    def wait_for(self, pattern, seconds=MAX_WAIT_S):
         """Everything that was printed up to a line that matches."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -77,7 +77,7 @@ class Script:
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
 
-    def end(self, seconds=120):
+    def end(self, seconds=MAX_WAIT_S):
         """Wait until it ends."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"it did not end within {seconds} s: {self.out}"

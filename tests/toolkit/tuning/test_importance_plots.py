@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.trials import trial
 from toolkit.tuning.importance_plots import MIN_TRIALS, importance_plot, importances, place
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Uniform
-from toolkit.tuning.trial import Fold, Trial
 
 SMALL = {
     "learning_rate": LogUniform(1e-5, 1e-3),
@@ -19,11 +19,6 @@ SMALL = {
     "epochs": Integers(10, 50),
     "image_size": Choice((32,)),
 }
-
-
-def trial(number, settings, *accuracies, state="complete"):
-    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, 100) for accuracy in accuracies)
-    return Trial(number, settings, state, folds)
 
 
 def sample(space, random):
@@ -49,7 +44,7 @@ def study(count, space, accuracy, seed=0):
         point = sample(space, random)
         state = "pruned" if number % 4 == 3 else "failed" if number % 10 == 6 else "complete"
         folds = 2 if state == "complete" else 1
-        trials.append(trial(number, point, *[accuracy(point, random)] * folds, state=state))
+        trials.append(trial(number, *[accuracy(point, random)] * folds, settings=point, state=state))
     return trials
 
 
@@ -92,17 +87,17 @@ def test_importances_are_reproducible():
 @pytest.mark.parametrize(("state", "least", "most"), [("pruned", 0.1, 0.5), ("failed", 0, 1e-12)])
 def test_pruned_trials_count_and_failed_ones_do_not(state, least, most):
     """All that learned slowly ended early, with 0.5 instead of 0.9."""
-    slow = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.5, state=state) for n in range(10)]
-    fast = [trial(n, {"learning_rate": 10 ** (-5 + n / 10)}, 0.9) for n in range(10, 20)]
+    slow = [trial(n, 0.5, settings={"learning_rate": 10 ** (-5 + n / 10)}, state=state) for n in range(10)]
+    fast = [trial(n, 0.9, settings={"learning_rate": 10 ** (-5 + n / 10)}) for n in range(10, 20)]
     ((mean, _),) = importances(slow + fast, {"learning_rate": SMALL["learning_rate"]}).values()
     assert least <= mean <= most
 
 
 def test_too_few_trials_have_no_importances():
-    trials = [trial(n, sample(SMALL, np.random.default_rng(n)), 0.5 + n / 100) for n in range(MIN_TRIALS)]
+    trials = [trial(n, 0.5 + n / 100, settings=sample(SMALL, np.random.default_rng(n))) for n in range(MIN_TRIALS)]
     assert importances(trials[1:], SMALL) == {}
     assert set(importances(trials, SMALL)) == {"learning_rate", "optimizer", "momentum", "epochs"}
-    few = importance_plot([*trials[1:], trial(MIN_TRIALS, {}, 0.9, state="failed")], SMALL)
+    few = importance_plot([*trials[1:], trial(MIN_TRIALS, 0.9, state="failed")], SMALL)
     assert [text.get_text() for text in few.texts] == [
         "importances need at least 8 trials with an accuracy, and there are 7"
     ]
@@ -134,7 +129,7 @@ def test_a_study_of_any_size_can_be_drawn(count, space):
 
 
 def test_a_fixed_space_has_no_importances():
-    trials = [trial(n, {"image_size": 32}, 0.5 + n / 100) for n in range(MIN_TRIALS)]
+    trials = [trial(n, 0.5 + n / 100, settings={"image_size": 32}) for n in range(MIN_TRIALS)]
     figure = importance_plot(trials, {"image_size": Choice((32,))})
     assert [text.get_text() for text in figure.texts] == ["no hyperparameter varies"]
 

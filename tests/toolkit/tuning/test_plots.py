@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex, to_rgb
 
+from support.trials import trial
 from toolkit.tuning.plots import (
     BLUE,
     FAILED_HEIGHT,
@@ -20,15 +21,8 @@ from toolkit.tuning.plots import (
     pareto_front,
     saved_images,
 )
-from toolkit.tuning.trial import Fold, Trial
 
 IMAGES = (history_plot, cost_plot)
-
-
-def trial(number, *accuracies, state="complete", images=1000, reason=""):
-    """A trial with a fold an accuracy, that cost so many images a fold."""
-    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 1.0, images) for accuracy in accuracies)
-    return Trial(number, {}, state, folds, reason=reason)
 
 
 def study(count):

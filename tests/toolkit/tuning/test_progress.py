@@ -1,39 +1,36 @@
-"""What a search says while it goes and afterwards: the right figures, in a few words, and a bar on a terminal only."""
+"""The lines and tables of a search have the right numbers, in a few words, and a bar is on a terminal only."""
 
 import io
 import sys
 import time
 from contextlib import closing
+from functools import partial
 
 import pytest
 
+from support import trials
+from support.trials import fold
 from toolkit.cli.terminal import SILENCE_S, echo
-from toolkit.tuning.progress import StudyProgressBar, all_settings, counts_text, describe, leaderboard, trial_line
+from toolkit.tuning.progress import (
+    LONG_FOLD_S,
+    StudyProgressBar,
+    all_settings,
+    counts_text,
+    describe,
+    leaderboard,
+    trial_line,
+)  # fmt: skip
 from toolkit.tuning.space import FULL
 from toolkit.tuning.study import Study, StudyConfig
-from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.trial import Trial
 
 SETTINGS = {
-    "learning_rate": 0.000123456,
-    "batch_size": 32,
-    "epochs": 20,
-    "image_size": 224,
-    "model_type": "resnet18",
-    "optimizer": "sgd",
-    "weight_decay": 0.0001,
-    "momentum": 0.9512345,
-    "dropout": 0.25,
-    "augmentation": 0.5,
-    "patience": 10,
-    "min_delta": 0.0001,
-}
+    "learning_rate": 0.000123456, "batch_size": 32, "epochs": 20, "image_size": 224, "model_type": "resnet18",
+    "optimizer": "sgd", "weight_decay": 0.0001, "momentum": 0.9512345, "dropout": 0.25, "augmentation": 0.5,
+    "patience": 10, "min_delta": 0.0001,
+}  # fmt: skip
 SHORTLY = "resnet18, 224 px, sgd, batch 32, 20 epochs, lr 0.00012"
-
-
-def trial(number, *accuracies, state="complete", seconds=12.4, **rest):
-    """A trial with a fold an accuracy, each of 1,500 images."""
-    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 1_500) for accuracy in accuracies)
-    return Trial(number, SETTINGS, state, folds, seconds, **rest)
+trial = partial(trials.trial, settings=SETTINGS, seconds=12.4, images=1_500)
 
 
 def study_of(*trials):
@@ -100,7 +97,7 @@ def test_all_settings_are_named():
 
 
 @pytest.mark.parametrize(
-    ("trials", "said"),
+    ("ended", "said"),
     [
         ([], "0 trials: 0 complete, 0 pruned, 0 failed; 0 images through training, 0 seconds"),
         ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 pruned, 0 failed; 3,000 images through training, 12 seconds"),
@@ -118,15 +115,15 @@ def test_all_settings_are_named():
         ),
     ],
 )
-def test_counts_and_costs_of_trials(trials, said):
-    assert counts_text(trials) == said
+def test_counts_and_costs_of_trials(ended, said):
+    assert counts_text(ended) == said
 
 
 def test_the_leaderboard_has_the_best_five_and_the_counts():
     accuracies = (0.5, 0.75, 0.625, 0.25, 0.875, 0.125)
-    trials = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
+    complete = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
     others = [trial(6, 0.99, state="pruned"), trial(7, state="failed", seconds=300)]
-    assert leaderboard(study_of(*trials, *others)).splitlines() == [
+    assert leaderboard(study_of(*complete, *others)).splitlines() == [
         "trial    mean  spread  images  seconds  network   size  optimizer  batch  epochs  learning rate",
         "    5  0.9375  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
         "    2  0.8125  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
@@ -259,3 +256,21 @@ def test_a_log_has_a_line_after_a_long_silence(monkeypatch, capsys):
         "trial   1/10  fold 1/5, epoch 5/20, 5 % done, 15:50 left",  # 4 % in 40 seconds
         "trial   2/10  preparing its images",
     ]
+
+
+@pytest.mark.parametrize(
+    ("done", "line"),
+    [
+        (fold(*[0.9512] * 12, seconds=310.4), "trial   1/30  fold 2/5  accuracy 0.9512 after 12 epochs, 310 s\n"),
+        (fold(0.5, seconds=LONG_FOLD_S + 1), "trial   1/30  fold 2/5  accuracy 0.5000 after 1 epoch, 31 s\n"),
+        (fold(0.5, seconds=LONG_FOLD_S), ""),
+    ],
+)
+def test_a_long_fold_is_a_line_without_a_bar(monkeypatch, capsys, done, line):
+    study = Study(StudyConfig(FULL, 0))
+    proposal = study.ask()
+    StudyProgressBar(study, 30, 5).on_fold_end(proposal, 1, done)
+    assert capsys.readouterr() == (line, "")
+    terminal = at_a_terminal(monkeypatch)
+    StudyProgressBar(study, 30, 5).on_fold_end(proposal, 1, done)
+    assert "accuracy" not in terminal.getvalue()

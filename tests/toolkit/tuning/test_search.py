@@ -3,9 +3,7 @@
 The pool runs in simulated time: its work is known beforehand, so that each moment can be worked out by hand.
 """
 
-import io
 import json
-import sys
 from collections import deque
 from contextlib import suppress
 
@@ -15,8 +13,8 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from support.trials import fold
 from toolkit.errors import DataError, ToolkitError
-from toolkit.tuning.progress import LONG_FOLD_S, StudyProgressBar
 from toolkit.tuning.search import (
     FoldDone,
     Result,
@@ -29,7 +27,7 @@ from toolkit.tuning.search import (
 )  # fmt: skip
 from toolkit.tuning.space import Choice, Integers
 from toolkit.tuning.study import Study, StudyConfig
-from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.trial import Trial
 from toolkit.tuning.worker_pool import Event
 
 SPACE = {"epochs": Integers(1, 10**6), "optimizer": Choice(("adam",))}
@@ -100,13 +98,8 @@ def event(key, kind, value):
     return Event(key, kind, value)
 
 
-def fold(accuracy, seconds=1.0, epochs=1):
-    curve = tuple({"epoch": number, "val_accuracy": accuracy} for number in range(1, epochs + 1))
-    return Fold(curve, 1, seconds, 80)
-
-
 def complete(proposal, accuracy, seconds=1.0):
-    folds = (fold(accuracy, seconds / 2),) * 2
+    folds = (fold(accuracy, seconds=seconds / 2),) * 2
     return Result(Trial(proposal.number, proposal.settings, "complete", folds, seconds))
 
 
@@ -191,17 +184,18 @@ def test_one_worker_does_one_trial_after_another():
     assert [trial.settings for trial in fake.study.trials] == [asked.ask().settings for _ in range(2)]
 
 
-def test_an_idle_worker_gets_the_next_trial_at_once():
-    fake = FakeSearch(workers=2)
-    fake.run(scripted({0: 10.0, 1: 4.0, 2: 4.0, 3: 4.0, 4: 2.0}), trials=5)
-    assert fake.pool.started == [(0.0, 0), (0.0, 1), (4.0, 2), (8.0, 3), (10.0, 4)]
-    assert fake.ends == [(1, "complete"), (2, "complete"), (0, "complete"), (3, "complete"), (4, "complete")]
-
-
-def test_trials_that_end_at_once_are_all_replaced():
-    fake = FakeSearch(workers=3)
-    fake.run(scripted(dict.fromkeys(range(7), 2.0)), trials=7)
-    assert fake.pool.started == [(0.0, 0), (0.0, 1), (0.0, 2), (2.0, 3), (2.0, 4), (2.0, 5), (4.0, 6)]
+@pytest.mark.parametrize(
+    ("workers", "seconds", "started"),
+    [
+        (2, [10.0, 4.0, 4.0, 4.0, 2.0], [0.0, 0.0, 4.0, 8.0, 10.0]),
+        (3, [2.0] * 7, [0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 4.0]),
+    ],
+)
+def test_an_idle_worker_gets_the_next_trial_at_once(workers, seconds, started):
+    fake = FakeSearch(workers=workers)
+    fake.run(scripted(dict(enumerate(seconds))), trials=len(seconds))
+    assert fake.pool.started == [(moment, number) for number, moment in enumerate(started)]
+    assert {state for _, state in fake.ends} == {"complete"}
 
 
 def test_no_more_trials_are_started_than_configured():
@@ -257,7 +251,7 @@ def test_progress_is_logged():
 
 def test_messages_survive_a_round_through_json():
     result = complete(Study(StudyConfig(SPACE, 0, RANDOM_ONLY)).ask(), 0.5)
-    for message in (Step(1, 2, 0.25), FoldDone(1, fold(0.1, 7.0, epochs=3)), result):
+    for message in (Step(1, 2, 0.25), FoldDone(1, fold(0.1, 0.2, 0.3, seconds=7.0)), result):
         assert message_from_json(json.loads(json.dumps(message_json(message)))) == message
     logits = np.array([[0.1, -np.inf], [1e-40, 3.0]], np.float32)
     trial, back = message_from_json(json.loads(json.dumps(message_json(Result(result.trial, logits)))))
@@ -279,14 +273,14 @@ def test_messages_survive_a_round_through_json():
 def test_a_failed_worker_fails_its_trial_and_the_search_continues(kind, value, reason):
     def script(proposal):
         if proposal.number == 1:
-            return [(1.0, "progress", FoldDone(0, fold(0.5, 7.0))), (2.0, kind, value)]
+            return [(1.0, "progress", FoldDone(0, fold(0.5, seconds=7.0))), (2.0, kind, value)]
         return scripted({})(proposal)
 
     fake = FakeSearch()
     fake.run(script, trials=3)
     assert fake.ends == [(0, "complete"), (1, "failed"), (2, "complete")]
     failed = fake.study.trials[1]
-    assert (failed.reason, failed.folds, failed.seconds) == (reason, (fold(0.5, 7.0),), 7.0)
+    assert (failed.reason, failed.folds, failed.seconds) == (reason, (fold(0.5, seconds=7.0),), 7.0)
     assert [name for name, number in fake.log if number == 1][-4:] == ["on_result", "result", "cleanup", "end"]
 
 
@@ -489,49 +483,3 @@ def test_interruptions_do_not_change_the_result_of_one_worker(seconds, timeouts,
         fake = resumed(fake)
     fake.run(script, trials=6)
     assert fake.entries == whole.entries
-
-
-# --- a long fold --------------------------------------------------------------------------------
-
-
-def long_fold(seconds):
-    def script(proposal):
-        done = fold(0.9512, seconds, epochs=12)
-        result = Result(Trial(proposal.number, proposal.settings, "complete", (done, done), 2 * seconds))
-        folds = [(seconds * (1 + number), "progress", FoldDone(number, done)) for number in range(2)]
-        return [*folds, (2 * seconds, "done", result)]
-
-    return script
-
-
-def test_a_long_fold_is_a_line_without_a_bar(capsys):
-    fake = FakeSearch()
-    fake.run(long_fold(310.4), trials=1)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == [
-        "trial   1/1  fold 1/2  accuracy 0.9512 after 12 epochs, 310 s",
-        "trial   1/1  fold 2/2  accuracy 0.9512 after 12 epochs, 310 s",
-    ]
-    assert len(lines) == 3
-
-
-def test_a_fold_of_one_epoch(capsys):
-    study = Study(StudyConfig(SPACE, 0, RANDOM_ONLY))
-    study.ask()
-    StudyProgressBar(study, 30, 5).on_fold_end(study.ask(), 1, fold(0.5, 31.0))
-    assert capsys.readouterr().out == "trial   2/30  fold 2/5  accuracy 0.5000 after 1 epoch, 31 s\n"
-
-
-def test_a_short_fold_is_no_line(capsys):
-    FakeSearch().run(long_fold(LONG_FOLD_S), trials=1)
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-def test_on_a_terminal_the_bar_replaces_the_lines(monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    FakeSearch().run(long_fold(310.0), trials=1)
-    assert "fold 1/2  accuracy" not in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hyperopt import JOB_STATE_DONE, STATUS_OK, Trials, pyll, rand, space_eval, tpe
+from hyperopt import JOB_STATE_DONE, STATUS_OK, Trials, rand, space_eval, tpe
 from hyperopt.base import Domain
 from hypothesis import given
 from hypothesis import settings as budget
@@ -18,7 +18,6 @@ from toolkit.errors import SettingsError
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.tuning.space import (
     FULL,
-    PRESETS,
     QUICK,
     Choice,
     Integers,
@@ -63,25 +62,6 @@ def points(documents):
 
 
 # --- what is searched ---------------------------------------------------------------------------
-
-
-def test_the_full_space():
-    expected = {
-        "learning_rate": {"low": 0.00001, "high": 0.001, "log": True},
-        "batch_size": [16, 32, 64, 128],
-        "epochs": {"low": 10, "high": 50},
-        "image_size": [128, 224, 256],
-        "model_type": ["simple_cnn", "resnet18", "resnet18_backbone"],
-        "optimizer": ["adam", "sgd"],
-        "weight_decay": [0.0, 0.0001, 0.001],
-        "momentum": {"low": 0.9, "high": 0.99},
-        "dropout": {"low": 0.1, "high": 0.5},
-        "augmentation": {"low": 0.1, "high": 0.5},
-        "patience": {"low": 3, "high": 10},
-        "min_delta": {"low": 0.0001, "high": 0.001},
-    }
-    assert json.dumps(space_json(FULL)) == json.dumps(expected)  # as text, in which 3 and 3.0 differ
-    assert PRESETS == {"full": FULL, "quick": QUICK}
 
 
 @pytest.mark.parametrize(
@@ -132,45 +112,8 @@ def test_a_point_has_every_name_and_momentum_under_sgd_only(points):
         assert Hyperparameters(**point).model_dump(include=set(point)) == point
 
 
-def test_the_quick_space_is_smaller():
-    assert set(QUICK) == set(FULL)
-    assert QUICK["model_type"] == Choice(("simple_cnn",))
-    assert QUICK["image_size"] == Choice((32,))
-    assert QUICK["epochs"] == Integers(3, 6)
-
-
-@pytest.mark.parametrize(
-    ("dimension", "text"),
-    [
-        (Choice((16, 32)), "one of 16, 32"),
-        (Uniform(0.1, 0.5), "0.1 to 0.5"),
-        (LogUniform(1e-5, 1e-3), "1e-05 to 0.001, logarithmic"),
-        (Integers(3, 10), "3 to 10, whole"),
-    ],
-)
-def test_a_dimension_describes_itself(dimension, text):
-    assert str(dimension) == text
-
-
 def test_kinds_of_intervals_differ_with_equal_bounds():
     assert len({Uniform(1, 2), LogUniform(1, 2), Integers(1, 2), Uniform(1.0, 2.0)}) == 3
-
-
-def test_momentum_is_searched_under_sgd_only():
-    searched = expression(FULL)
-    assert set(searched) == set(FULL) - {"momentum"}
-    options = searched["optimizer"].pos_args[1:]
-    names = [dict(option.named_args) for option in options]
-    assert [set(option) for option in names] == [{"optimizer"}, {"optimizer", "momentum"}]
-    assert all(isinstance(option, pyll.Apply) for option in options)
-
-
-def test_a_nested_point_becomes_flat():
-    assert flatten({"epochs": 3, "optimizer": {"optimizer": "sgd", "momentum": 0.95}}) == {
-        "epochs": 3,
-        "optimizer": "sgd",
-        "momentum": 0.95,
-    }
 
 
 # --- inside and outside -------------------------------------------------------------------------
@@ -199,39 +142,10 @@ def test_a_logarithmic_interval_contains_its_rounded_bounds():
 
 
 ADAM = {
-    "learning_rate": 1e-4,
-    "batch_size": 32,
-    "epochs": 20,
-    "image_size": 224,
-    "model_type": "resnet18",
-    "optimizer": "adam",
-    "weight_decay": 1e-4,
-    "dropout": 0.25,
-    "augmentation": 0.5,
-    "patience": 10,
-    "min_delta": 1e-4,
-}
+    "learning_rate": 1e-4, "batch_size": 32, "epochs": 20, "image_size": 224, "model_type": "resnet18",
+    "optimizer": "adam", "weight_decay": 1e-4, "dropout": 0.25, "augmentation": 0.5, "patience": 10, "min_delta": 1e-4,
+}  # fmt: skip
 SGD = {**ADAM, "optimizer": "sgd", "momentum": 0.9}
-
-
-def test_positions_of_a_point():
-    expected = {
-        "learning_rate": [1e-4],
-        "batch_size": [1],
-        "epochs": [20.0],
-        "image_size": [1],
-        "model_type": [1],
-        "optimizer": [0],
-        "weight_decay": [1],
-        "momentum": [],
-        "dropout": [0.25],
-        "augmentation": [0.5],
-        "patience": [10.0],
-        "min_delta": [1e-4],
-    }
-    assert positions(FULL, ADAM) == expected
-    assert positions(FULL, SGD) == {**expected, "optimizer": [1], "momentum": [0.9]}
-    assert type(positions(FULL, ADAM)["epochs"][0]) is float  # as Hyperopt's own, also after a round through JSON
 
 
 @pytest.mark.parametrize(
@@ -260,6 +174,7 @@ def test_positions_match_hyperopt(documents, points):
         assert contains(FULL, point)
         assert positions(FULL, point) == document
         assert positions(FULL, json.loads(json.dumps(point))) == document
+        assert type(positions(FULL, point)["epochs"][0]) is float  # as Hyperopt's own
 
 
 def test_positions_match_hyperopt_after_learning():

@@ -5,9 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,47 +13,19 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from support.trials import ended, fold, run_trial
 from toolkit.errors import DataError
 from toolkit.tuning.pruning import Incumbent
-from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, contains
+from toolkit.tuning.space import FULL, QUICK, Choice, Integers, contains
 from toolkit.tuning.study import Study, StudyConfig, default_startup_trials
-from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.trial import Trial
 
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
 
 POINT = {
-    "learning_rate": 1e-4,
-    "batch_size": 64,
-    "epochs": 20,
-    "image_size": 224,
-    "model_type": "resnet18",
-    "optimizer": "adam",
-    "weight_decay": 1e-4,
-    "dropout": 0.25,
-    "augmentation": 0.5,
-    "patience": 10,
-    "min_delta": 1e-4,
-}
-
-Score = Callable[[Mapping[str, Any]], float | None]
-
-
-def fold(*curve):
-    epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
-    return Fold(epochs, 1 + int(np.argmax(curve)), 2.0, 80)
-
-
-def ended(proposal, accuracy, state="complete", reason=""):
-    """A trial of two folds with the same accuracy; of one when it was pruned."""
-    folds = (fold(accuracy / 2, accuracy),) * (1 if state == "pruned" else 2)
-    return Trial(proposal.number, proposal.settings, state, folds, 4.0, reason)
-
-
-def run_trial(study, accuracy, state="complete"):
-    """Propose a trial and record its result."""
-    trial = ended(study.ask(), accuracy, state)
-    study.tell(trial)
-    return trial
+    "learning_rate": 1e-4, "batch_size": 64, "epochs": 20, "image_size": 224, "model_type": "resnet18",
+    "optimizer": "adam", "weight_decay": 1e-4, "dropout": 0.25, "augmentation": 0.5, "patience": 10, "min_delta": 1e-4,
+}  # fmt: skip
 
 
 def run(study, trials, score):
@@ -101,36 +71,8 @@ def assert_inside(point, space):
             assert isinstance(value, int) == isinstance(dimension, Integers)
 
 
-@pytest.fixture(scope="module")
-def sampled():
-    return run(Study(StudyConfig(FULL, seed=0, n_startup_trials=RANDOM_ONLY)), 400, wanted)
-
-
-def test_every_sampled_point_lies_in_the_space(sampled):
-    for point in sampled:
-        assert_inside(point, FULL)
-
-
-@pytest.mark.parametrize("name", FULL)
-def test_both_ends_of_a_dimension_are_reached(name, sampled):
-    """The outer fiftieth at either end, every option, both whole numbers at the ends."""
-    values, dimension = [point[name] for point in sampled if name in point], FULL[name]
-    if isinstance(dimension, Choice):
-        counts = [values.count(option) / len(values) for option in dimension.options]
-        assert min(counts) > 0.75 / len(dimension.options)
-    elif isinstance(dimension, Integers):
-        assert set(values) == set(range(dimension.low, dimension.high + 1))
-    else:
-        change = math.log if isinstance(dimension, LogUniform) else float
-        low, high = change(dimension.low), change(dimension.high)
-        shares = [(change(value) - low) / (high - low) for value in values]
-        assert min(shares) < 0.02
-        assert max(shares) > 0.98
-        assert abs(np.mean(shares) - 0.5) < 0.08  # as many in one half as in the other, on the dimension's own scale
-
-
 @pytest.mark.parametrize("space", [FULL, QUICK], ids=["full", "quick"])
-def test_learning_stays_inside_the_space_too(space):
+def test_proposals_stay_inside_the_space(space):
     for point in run(Study(StudyConfig(space, seed=1)), 60, wanted):
         assert_inside(point, space)
 
@@ -170,10 +112,10 @@ def test_failing_settings_are_proposed_less_often():
 
 
 def test_learning_beats_chance():
-    """The best of 40 trials is nearer to the peak with TPE than at random, in the mean of ten seeds."""
+    """The best of 40 trials is nearer to the peak with TPE than at random, in the mean of five seeds."""
     space = {name: FULL[name] for name in ("learning_rate", "dropout", "model_type", "optimizer", "momentum")}
     gained = []
-    for seed in range(10):
+    for seed in range(5):
         learning, random = (
             max(map(wanted, run(Study(StudyConfig(space, seed, startup, prune=False)), 40, wanted)))
             for startup in (default_startup_trials(40), RANDOM_ONLY)
@@ -404,12 +346,12 @@ def of_another_study(count):
 
 
 def test_earlier_trials_improve_proposals():
-    """Its very first proposals are nearer to the peak than random ones, in the mean of ten seeds."""
+    """Its very first proposals are nearer to the peak than random ones, in the mean of five seeds."""
     earlier = of_another_study(60)
-    taught = [
-        wanted(point) for seed in range(10) for point in run(Study(StudyConfig(FULL, seed, earlier=earlier)), 3, wanted)
-    ]
-    random = [wanted(point) for seed in range(10) for point in run(Study(StudyConfig(FULL, seed)), 3, wanted)]
+    taught, random = (
+        [wanted(point) for seed in range(5) for point in run(Study(StudyConfig(FULL, seed, earlier=known)), 3, wanted)]
+        for known in (earlier, ())
+    )
     assert np.mean(taught) > np.mean(random) + 0.1
 
 
@@ -495,7 +437,7 @@ def assert_resumes(make, entries, proposals):
         assert through_text(recorded) == through_text(entries[: len(recorded)])
 
 
-@budget(max_examples=5, deadline=None)
+@budget(max_examples=3, deadline=None)
 @given(st.integers(0, 2**31))
 def test_a_resumed_study_proposes_the_same_rest(seed):
     """Trials of every state, two at a time and out of order, with initial points and earlier trials."""

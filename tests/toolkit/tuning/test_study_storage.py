@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from support.disk import full_disk
+from support.trials import ended, run_trial
 from toolkit.errors import DataError, SettingsError
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.space import FULL, QUICK, Choice, Uniform
@@ -23,19 +24,6 @@ from toolkit.tuning.study_storage import (
     save_logits,
     studies_in,
 )
-from toolkit.tuning.trial import Fold, Trial
-
-
-def ended(proposal, accuracy, state="complete"):
-    folds = tuple(Fold(({"epoch": 1, "val_accuracy": accuracy},), 1, 2.0, 80) for _ in range(2))
-    return Trial(proposal.number, proposal.settings, state, folds, 4.0)
-
-
-def run_trial(study, accuracy, state="complete"):
-    """Propose a trial and record its result."""
-    trial = ended(study.ask(), accuracy, state)
-    study.tell(trial)
-    return trial
 
 
 def config(**changes):

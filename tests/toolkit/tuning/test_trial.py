@@ -1,26 +1,20 @@
-"""A trial's figures follow from its folds, and all of it survives a round through text."""
+"""A trial's metrics follow from its folds, and all of it survives a round through text."""
 
 import json
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from support.trials import fold
 from toolkit.tuning.trial import Fold, Trial
 
 SETTINGS = {"model_type": "resnet18", "learning_rate": 3.0000000000000004e-05, "epochs": 12, "optimizer": "adam"}
 
 
-def fold(*curve, seconds=2.0, images=80):
-    """A fold with this validation accuracy."""
-    epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
-    return Fold(epochs, 1 + int(np.argmax(curve)), seconds, images)
-
-
-# --- figures ------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------
 
 
 def test_a_fold_counts_by_its_best_epoch():
@@ -46,14 +40,6 @@ def test_a_trial_with_few_folds():
     assert (none.accuracies, none.images, none.seconds, none.reason) == ((), 0, 0.0, "")
     assert math.isnan(none.mean_accuracy)
     assert math.isnan(none.std_accuracy)
-
-
-@budget(deadline=None)
-@given(st.lists(st.integers(0, 10_000).map(lambda right: right / 10_000), min_size=2, max_size=10))
-def test_mean_and_std_match_numpy(accuracies):
-    trial = Trial(0, {}, "complete", tuple(map(fold, accuracies)))
-    assert trial.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-12)
-    assert trial.std_accuracy == pytest.approx(np.std(accuracies, ddof=1), abs=1e-12)
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -87,20 +73,6 @@ def test_json_round_trip(trial):
     assert again == trial
     assert repr(again) == repr(trial)
     assert again.accuracies == trial.accuracies
-
-
-def test_the_json_of_a_trial():
-    trial = Trial(4, SETTINGS, "pruned", (fold(0.5),), seconds=3.5, reason="after fold 1 of 5")
-    assert json.loads(json.dumps(trial.json())) == {
-        "number": 4,
-        "settings": SETTINGS,
-        "state": "pruned",
-        "folds": [
-            {"epochs": [{"epoch": 1, "val_accuracy": 0.5}], "best_epoch": 1, "seconds": 2.0, "images": 80},
-        ],
-        "seconds": 3.5,
-        "reason": "after fold 1 of 5",
-    }
 
 
 @pytest.mark.parametrize("wrong", [{"state": "pruned"}, {"folds": [{"epochs": []}]}, {"folds": None}, {"mean": 0.5}])

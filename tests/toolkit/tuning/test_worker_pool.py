@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from support import MAX_WAIT_S, wait_until
 from toolkit.errors import PromotionRefused, SettingsError, ToolkitError
 from toolkit.system.subprocesses import module_environment
 from toolkit.tuning import worker_pool as module
 from toolkit.tuning.worker_pool import Event, WorkerPool
 
 WORK = f"{__name__}:work"  # each worker imports this file, so that it imports nothing slow
-MAX_WAIT_S = 600.0  # seconds
 
 
 @pytest.fixture
@@ -162,13 +162,6 @@ def gone(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + MAX_WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -412,6 +405,14 @@ def test_close_kills_workers_that_ignore_sigterm(monkeypatch):
     assert all(map(gone, pids))
     assert pool.wait(None) == []
     pool.close()
+
+
+def test_a_pool_that_is_closed_right_after_work_prints_nothing(capfd):
+    """SIGTERM reaches a worker while its interpreter ends."""
+    for _ in range(5):
+        with WorkerPool(1, WORK) as pool:
+            assert outcome(pool, *PID).kind == "done"
+    assert capfd.readouterr() == ("", "")
 
 
 # --- programs -----------------------------------------------------------------------------------
