@@ -449,13 +449,9 @@ def _data_identity(data: TrainingData) -> dict[str, str]:
 
 def _data(settings: TuneSettings, space: Space) -> TrainingData:
     """The data at one of the image sizes, checked to be enough for the folds."""
-    data = data_for(settings, _options(space, "image_size")[0], _networks(space))
+    data = data_for(settings, _options(space, "image_size")[0], _options(space, "model_type"))
     require_enough_for(settings.folds, data)
     return data
-
-
-def _networks(space: Space) -> tuple[str, ...]:
-    return tuple(_options(space, "model_type"))
 
 
 def _options(space: Space, name: str) -> tuple[Any, ...]:
@@ -514,7 +510,7 @@ def study_logger(job: Job, run: Run) -> StudyLogger:
 
 def search(job: Job, logger: StudyLogger) -> None:
     """Run trials until a stop condition is met; those under way when it is interrupted can be resumed."""
-    settings, networks = job.settings, _networks(job.space)
+    settings, networks = job.settings, _options(job.space, "model_type")
     fingerprint = job.data.images.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
@@ -553,7 +549,7 @@ def train_best(job: Job, run: Run) -> TrainingResult:
     params = Hyperparameters(**best.settings)
     run.params({**params.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
-    data = data_for(settings, params.image_size, _networks(job.space))
+    data = data_for(settings, params.image_size, _options(job.space, "model_type"))
     cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(job.folder, best.number))
     checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
     model = train_final(run, data, FitConfig(params, settings.seed, device), cv, CheckpointManager(checkpoint, run))

@@ -37,6 +37,8 @@ SHORT = {
     "TUNE_FOLDS": "2",
     "TRAIN_EPOCHS": "2",
     "TRAIN_IMAGE_SIZE": "16",
+    "MLFLOW_WORKERS": "1",  # processes of its server instead of four
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more
 }
 FUNCTIONS = """
 stop() { if [ -n "${!1:-}" ]; then kill "${!1}"; wait "${!1}" || true; fi; }

@@ -15,8 +15,7 @@ import pytest
 from support import ROOT
 
 LEFT_BEHIND = (
-    ".git", ".venv", "runs", "mlruns", "*.db", "__pycache__", ".*_cache", "checkpoints", "studies", "served_models",
-    ".hypothesis",
+    ".git", ".venv", "runs", "mlruns", "*.db", ".*_cache", "checkpoints", "studies", "served_models", ".hypothesis",
 )  # fmt: skip
 
 

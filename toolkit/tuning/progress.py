@@ -13,13 +13,10 @@ from toolkit.tuning.trial import STATES, Fold, Trial
 
 LEADERBOARD_SIZE = 5  # trials
 LONG_FOLD_S = 30.0  # seconds from which a fold has a line of its own without a bar
-WORDS = {
-    "model_type": "{}", "image_size": "{} px", "optimizer": "{}", "batch_size": "batch {}", "epochs": "{} epochs",
-    "learning_rate": "lr {:.2g}",
-}  # fmt: skip
-COLUMNS = {
-    "model_type": "network", "image_size": "size", "optimizer": "optimizer", "batch_size": "batch", "epochs": "epochs",
-    "learning_rate": "learning rate",
+SHOWN = {  # the most important settings: in a line, and as the heading of a column
+    "model_type": ("{}", "network"), "image_size": ("{} px", "size"), "optimizer": ("{}", "optimizer"),
+    "batch_size": ("batch {}", "batch"), "epochs": ("{} epochs", "epochs"),
+    "learning_rate": ("lr {:.2g}", "learning rate"),
 }  # fmt: skip
 
 
@@ -115,16 +112,16 @@ def describe(settings: Mapping[str, Any]) -> str:
     >>> describe({"model_type": "resnet18", "image_size": 128, "learning_rate": 0.00123})
     'resnet18, 128 px, lr 0.0012'
     """
-    return ", ".join(words.format(settings[name]) for name, words in WORDS.items() if name in settings)
+    return ", ".join(words.format(settings[name]) for name, (words, _) in SHOWN.items() if name in settings)
 
 
 def leaderboard(study: Study) -> str:
     """The best complete trials with mean, spread and cost, and the counts of all states."""
-    headings = ["trial", "mean", "spread", "images", "seconds", *COLUMNS.values()]
+    headings = ["trial", "mean", "spread", "images", "seconds", *(heading for _, heading in SHOWN.values())]
     rows = [
         [
             trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.images:,}",
-            f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in COLUMNS),
+            f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in SHOWN),
         ]
         for trial in study.ranking[:LEADERBOARD_SIZE]
     ]  # fmt: skip

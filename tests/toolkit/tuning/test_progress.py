@@ -109,10 +109,6 @@ def test_all_settings_are_named():
             [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="pruned"), trial(2, state="failed")],
             "3 trials: 1 complete, 1 pruned, 1 failed; 9,000 images through training, 2 minutes",
         ),
-        (
-            [trial(number, *[0.5] * 10, seconds=100) for number in range(90)],
-            "90 trials: 90 complete, 0 pruned, 0 failed; 1,350,000 images through training, 150 minutes",
-        ),
     ],
 )
 def test_counts_and_costs_of_trials(ended, said):

@@ -89,20 +89,14 @@ NETWORKS = "simple_cnn, resnet18, resnet18_backbone"
         # the text as a whole
         ("epochs: [5, 6", "line 1: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
         ("epochs: 5\nbatch_size: 16: 32\n", "line 2: mapping values are not allowed here"),
-        ("epochs: 5\n\tpatience: 3", "line 2: while scanning for the next token, found character '\\t' that cannot..."),
         ("epochs: 5\n---\nepochs: 6", "line 2: expected a single document in the stream, but found another document"),
         ("epochs: *some", "line 1: found undefined alias 'some'"),
         ("epochs: \x00", "is not YAML: unacceptable character #x0000: special characters are not allowed"),
-        ("epochs: \ud800", "is not YAML: unacceptable character #xd800: special characters are not allowed"),
         ('epochs: "\\UFFFFFFFF"', "is not YAML: ..."),
         ("", "must give hyperparameters by name, such as epochs: {low: 5, high: 20}"),
-        ("# nothing", "must give hyperparameters by name, such as epochs: {low: 5, high: 20}"),
-        ("{}", "must give hyperparameters by name, such as epochs: {low: 5, high: 20}"),
         ("[epochs]", "must give hyperparameters by name, such as epochs: {low: 5, high: 20}"),
-        ("epochs", "must give hyperparameters by name, such as epochs: {low: 5, high: 20}"),
         # names
         ("learning_rat: 1", "learning_rat: is not a hyperparameter; there are: learning_rate, ..."),
-        ("1: 2", "1: is not a hyperparameter; there are: model_type, image_size, ..."),
         ('"a\\e[2J": 2', "'a\\x1b[2J': is not a hyperparameter; there are: ..."),
         ("<<: {epochs: 5}", "<<: is not a hyperparameter; there are: ..."),
         ("epochs: 5\n[a]: 2", "line 2: while constructing a mapping, found unhashable key"),
@@ -112,49 +106,35 @@ NETWORKS = "simple_cnn, resnet18, resnet18_backbone"
         ("batch_size: []", "batch_size: must have 1 to 100 options, got 0"),
         (f"patience: {list(range(1, 102))}", "patience: must have 1 to 100 options, got 101"),
         ("batch_size: [16, 32, 16]", "batch_size: 16 is listed twice"),
-        ("weight_decay: [0, 1e-4, 0.0001]", "weight_decay: 0.0001 is listed twice"),
-        ("optimizer: [sgd, sgd]", "optimizer: sgd is listed twice"),
         ("batch_size: [16, [32]]", "batch_size: must be a whole number, got a list"),
         ("batch_size: [16, {low: 1}]", "batch_size: must be a whole number, got a mapping"),
         ("batch_size: &a [*a]", "line 1: found unconstructable recursive node"),
         ("epochs: many", "epochs: must be a whole number, got many"),
         ("epochs:", "epochs: must be a whole number, got nothing"),
-        ("epochs: true", "epochs: must be a whole number, got true"),
         ("epochs: 1:30", "epochs: must be a whole number, got 1:30"),
         ("epochs: 5.5", "epochs: must be a whole number, got 5.5"),
-        ("epochs: nan", "epochs: must be a whole number, got nan"),
         ("dropout: .nan", "dropout: must be a number, got .nan"),
         ("dropout: [0.1, 1e999]", "dropout: must be less than 1, got 1e999"),
         (f"epochs: {'9' * 70}e", f"epochs: must be a whole number, got {'9' * 57}..."),
         # what the model refuses
         ("learning_rate: {low: 1e-5, high: 5, log: true}", "learning_rate: high must be at most 1, got 5"),
         ("learning_rate: {low: 0, high: 1}", "learning_rate: low must be more than 0, got 0"),
-        ("learning_rate: [0.1, 1.0000001]", "learning_rate: must be at most 1, got 1.0000001"),
         ("batch_size: [1, 16]", "batch_size: must be at least 2, got 1"),
         ("dropout: {low: 0.1, high: 1}", "dropout: high must be less than 1, got 1"),
         ("model_type: resnet81", f"model_type: must be one of {NETWORKS}, got resnet81"),
-        ("model_type: [simple_cnn, 3]", f"model_type: must be one of {NETWORKS}, got 3"),
-        ("optimizer: [yes]", "optimizer: must be one of adam, sgd, got yes"),
         ("optimizer:", "optimizer: must be one of adam, sgd, got nothing"),
         ('optimizer: "a\\nb"', "optimizer: must be one of adam, sgd, got 'a\\nb'"),
         # intervals
         ("epochs: {low: 5}", "epochs: high is required"),
-        ("epochs: {}", "epochs: low is required"),
         ("epochs: {low: 5, hihg: 9}", "epochs: hihg is not a setting, got 9"),
         ("epochs: {low: 9, high: 5}", "epochs: low must be less than high, got 9 and 5"),
-        ("dropout: {low: 0.5, high: 0.5}", "dropout: low must be less than high, got 0.5 and 0.5"),
-        ("dropout: {low: a, high: 0.5}", "dropout: low must be a number, got a"),
-        ("dropout: {low: 0.1, high: [0.5]}", "dropout: high must be a number, got a list"),
         ("epochs: {low: 1, high: 2.5}", "epochs: high must be a whole number, got 2.5"),
-        ("epochs: {low: -inf, high: 2}", "epochs: low must be a whole number, got -inf"),
         ("dropout: {low: 0, high: 0.5, log: true}", "dropout: low must be more than 0 with log, got 0"),
-        ("dropout: {low: 0.2, high: 0.1, log: true}", "dropout: low must be less than high, got 0.2 and 0.1"),
         (
             "dropout: {low: 0.1, high: 0.10000000000000002, log: true}",  # their logarithms are equal
             "dropout: low must be less than high, got 0.1 and 0.10000000000000002",
         ),
         ("dropout: {low: 0.1, high: 0.5, log: maybe}", "dropout: log must be true or false, got maybe"),
-        ("dropout: {low: 0.1, high: 0.5, log: []}", "dropout: log must be true or false, got a list"),
         (
             "batch_size: {low: 16, high: 64, log: true}",
             "batch_size: log is not for whole numbers; list some, such as [16, 32, 64]",
@@ -234,7 +214,7 @@ FRAGMENTS = (
 )
 
 
-@budget(max_examples=400)
+@budget(max_examples=200)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join) | st.text(max_size=30))
 def test_any_text_is_a_space_or_one_line(text):
     try:
