@@ -66,23 +66,13 @@ class ServeSettings(ScriptSettings):
     engine: Literal["auto", "openvino", "torch"] = Field(
         "auto", description="library that runs the model; auto selects the fastest that agrees with it"
     )
-    shadow_share: float = Field(
-        0.0, ge=0, le=1, description="share of the images that the Staging model is also run on"
-    )
-    model_cache_dir: Path = Field(
-        Path("served_models"), description="folder for copies of the versions that served, for a start without MLflow"
-    )
+    shadow_share: float = Field(0.0, ge=0, le=1, description="share of the images that also run on the Staging model")
+    model_cache_dir: Path = Field(Path("served_models"), description="folder for copies of the versions that served")
     poll_interval: float = Field(5.0, gt=0, le=3600, description="seconds between two polls of the registry")
     monitor_store: str | None = Field(None, description="store of predictions; MONITORING_STORE, else monitoring.db")
-    keep_days: float | None = Field(
-        None, gt=0, description="days for which single predictions are kept; unlimited by default"
-    )
-    max_false_alarms: float = Field(
-        1.0, gt=0, le=10_000, description="false alarms that are allowed in a million predictions"
-    )
-    trust_labels: bool = Field(
-        False, description="let any labels confirm alerts and trigger actions, not only those of a random sample"
-    )
+    keep_days: float | None = Field(None, gt=0, description="days for which single predictions are kept; default: all")
+    max_false_alarms: float = Field(1.0, gt=0, le=10_000, description="false alarms allowed in a million predictions")
+    trust_labels: bool = Field(False, description="let labels of no random sample confirm alerts and trigger actions")
     ignore: str = Field(
         "",
         description="comma-separated metrics that raise no alert, such as prediction_distribution if the mix of "
@@ -93,49 +83,24 @@ class ServeSettings(ScriptSettings):
         "nothing", description="action when an alert confirms that accuracy fell by more than 20 %"
     )
     top_k: int = Field(5, ge=1, description="classes in an answer, unless the request says how many")
-    workers: int = Field(
-        1, ge=1, le=64, description="processes that answer, each with its own model; restarted when they die"
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=256,
-        description="images that a process works on at once; by default one more than its share of the cores",
-    )
-    max_queue: int = Field(
-        64, ge=0, description="images that may wait for a thread, in each process; more are rejected with a 503"
-    )
-    max_inflight_mb: float = Field(
-        256.0, gt=0, description="bodies in memory at once, in MiB, in each process; more are rejected with a 503"
-    )
-    request_timeout: float = Field(
-        30.0, gt=0, le=3600, description="seconds until an image is answered, or rejected with a 504"
-    )
+    workers: int = Field(1, ge=1, le=64, description="processes, each with its own model; restarted when they die")
+    threads: int | None = Field(None, ge=1, le=256, description="images at once in a process; default: its cores + 1")
+    max_queue: int = Field(64, ge=0, description="images that may wait in a process; more are rejected with a 503")
+    max_inflight_mb: float = Field(256.0, gt=0, description="MiB of bodies in a process; more are rejected with a 503")
+    request_timeout: float = Field(30.0, gt=0, le=3600, description="seconds until an image is answered or gets a 504")
     max_batch: int = Field(32, ge=1, description="images in one request to /predict/batch")
     max_body_mb: float = Field(32.0, gt=0, allow_inf_nan=False, description="largest request body, in MiB")
     max_pixels: int = Field(50_000_000, ge=1, description="largest image, in pixels")
     header_timeout: float = Field(10.0, gt=0, le=600, description="seconds for the headers of a request to arrive")
-    body_timeout: float = Field(
-        30.0, gt=0, le=3600, description="seconds for the body of a request to arrive; slow uplinks need more"
-    )
+    body_timeout: float = Field(30.0, gt=0, le=3600, description="seconds for the body of a request to arrive")
     read_timeout: float = Field(10.0, gt=0, le=600, description="seconds between two pieces of a body")
     max_connections: int = Field(4096, ge=1, description="open connections to a process; more are rejected with a 503")
-    allow_origin: str = Field(
-        "", description="origins of web pages that may send requests, as https://a.example,https://b.example; * for all"
-    )
-    drain_timeout: float = Field(
-        1.0, ge=0, le=600, description="seconds from reporting not ready to closing the socket"
-    )
+    allow_origin: str = Field("", description="origins of web pages that may send, as https://a.example,...; * for all")
+    drain_timeout: float = Field(1.0, ge=0, le=600, description="seconds from not ready until the socket is closed")
     shutdown_timeout: int = Field(10, ge=1, le=600, description="seconds to finish accepted requests at the end")
     predict_key: CliSuppress[SecretStr | None] = Field(None, description="key for predictions and feedback")
     admin_key: CliSuppress[SecretStr | None] = Field(None, description="key for /admin/reload")
     webhook_secret: CliSuppress[SecretStr | None] = Field(None, description="signs alerts posted to the webhook")
-
-    @model_validator(mode="after")
-    def _one_body_fits(self) -> Self:
-        if self.max_body_mb > self.max_inflight_mb:
-            raise ValueError("--max-body-mb must be at most --max-inflight-mb, or such a body would never be accepted")
-        return self
 
     @field_validator("allow_origin")
     @classmethod
@@ -150,7 +115,9 @@ class ServeSettings(ScriptSettings):
         return _origins(self.allow_origin)
 
     @model_validator(mode="after")
-    def _batch_fits(self) -> Self:
+    def _largest_requests_fit(self) -> Self:
+        if self.max_body_mb > self.max_inflight_mb:
+            raise ValueError("--max-body-mb must be at most --max-inflight-mb, or such a body would never be accepted")
         if self.max_batch > self.n_threads + self.max_queue:
             raise ValueError(
                 "--max-batch must be at most --max-queue plus --threads, or such a batch would never be accepted"
@@ -171,16 +138,6 @@ class ServeSettings(ScriptSettings):
     def cores(self) -> int:
         """Cores of each process."""
         return max(1, usable_cores() // self.workers)
-
-    @property
-    def openvino_cache_dir(self) -> Path:
-        """Folder of converted models."""
-        return self.model_cache_dir / "converted"
-
-    @property
-    def limits(self) -> "ImageLimits":
-        """Limits of one image."""
-        return ImageLimits(max_bytes=self.max_body_bytes, max_pixels=self.max_pixels)
 
     @property
     def max_body_bytes(self) -> int:
@@ -222,7 +179,6 @@ from fastapi import APIRouter, Body, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, RedirectResponse, Response
-from prometheus_client.core import Metric
 from pydantic import Discriminator, Tag, WithJsonSchema
 from starlette.exceptions import HTTPException
 
@@ -255,7 +211,8 @@ from toolkit.serving.metrics import ServiceMetrics, wants_prometheus
 from toolkit.serving.models import engines
 from toolkit.serving.models.isolated_load import IsolatedLoader
 from toolkit.serving.models.local_cache import LocalModelCache
-from toolkit.serving.models.manager import ModelManagerConfig, ModelRelease
+from toolkit.serving.models.manager import ModelManagerConfig
+from toolkit.serving.models.source import ModelRelease
 from toolkit.serving.problems import Problem
 from toolkit.serving.routes import binary_tensors, inference_protocols
 from toolkit.serving.schemas import (
@@ -278,14 +235,7 @@ VERSION = "1"  # of the HTTP interface
 PREDICT_PATHS = ("/predict", "/predict/batch", "/feedback", *inference_protocols.PREDICT_PATHS)
 ADMIN_PATHS = ("/admin/reload",)
 # Headers that a page of an allowed origin may send, and read from a response.
-CORS_REQUEST_HEADERS = (
-    "Authorization",
-    "X-API-Key",
-    "X-Request-ID",
-    "Content-Type",
-    "Content-Encoding",
-    binary_tensors.HEADER,
-)
+CORS_REQUEST_HEADERS = ("Authorization", "X-API-Key", "X-Request-ID", "Content-Encoding", binary_tensors.HEADER)
 CORS_RESPONSE_HEADERS = ("X-Request-ID", "Retry-After", binary_tensors.HEADER)
 IMAGE_PATHS = frozenset({"/predict", "/predict/batch"})
 # Time for which a thread may keep Python's lock while others wait. With the default, 0.005, the p99 of sixteen clients
@@ -566,11 +516,6 @@ def create_app(settings: ServeSettings | None = None, worker: WorkerSpec | None 
         From the environment if None.
     worker
         Spec of this process, if the service has several.
-
-    Returns
-    -------
-    FastAPI
-        The application.
     """
     settings = settings or parse(ServeSettings, None, ())
     app = FastAPI(
@@ -586,7 +531,6 @@ def create_app(settings: ServeSettings | None = None, worker: WorkerSpec | None 
     app.state.settings, app.state.worker, app.state.draining = settings, worker, False
     app.state.metrics = ServiceMetrics(worker)
     app.state.source = RegistrySource(settings, settings.stage)
-    app.state.metrics.collect(partial(_families, app))
     app.include_router(routes)
     app.include_router(inference_protocols.routes)
     app.openapi = partial(_openapi, app, tuple(protected_paths))  # type: ignore[method-assign]
@@ -635,12 +579,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _service_config(settings: ServeSettings) -> ServiceConfig:
+    converted = settings.model_cache_dir / "converted"
     engine = partial(
         engines.select_engine,
         choice=settings.engine,
         threads=settings.concurrency,
         cores=settings.cores,
-        cache=settings.openvino_cache_dir,
+        cache=converted,
     )
     cache = settings.model_cache_dir / settings.model_name / settings.stage
     return ServiceConfig(
@@ -648,12 +593,12 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
         max_queue=settings.max_queue,
         max_bytes=int(settings.max_inflight_mb * 2**20),
         request_timeout=settings.request_timeout,
-        limits=settings.limits,
+        limits=ImageLimits(max_bytes=settings.max_body_bytes, max_pixels=settings.max_pixels),
         top_k=settings.top_k,
         models=ModelManagerConfig(
             settings.poll_interval,
             prepare=engine,
-            isolated_load=IsolatedLoader(settings.engine, settings.concurrency, settings.openvino_cache_dir),
+            isolated_load=IsolatedLoader(settings.engine, settings.concurrency, converted),
             local_cache=LocalModelCache(cache, settings.model_name, settings.stage),
         ),
         shadow=RegistrySource(settings, "Staging"),
@@ -699,11 +644,6 @@ def _require_slot(app: FastAPI) -> None:
     service: Service = app.state.service
     if service.model_manager.model:  # without one, the route says why
         service.admission.require_slot(1)
-
-
-def _families(app: FastAPI) -> Iterable[Metric]:
-    service: Service = app.state.service  # of this lifespan, which starts after the metrics
-    return service.families()
 
 
 def _openapi(app: FastAPI, protected_paths: Iterable[str]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 import numpy as np
 import psutil
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -68,7 +69,7 @@ from toolkit.bundle.program import load_bundle  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.cli.terminal import echo, table  # noqa: E402
 from toolkit.images.decoding import load_image  # noqa: E402
-from toolkit.serving.models.engines import select_engine, set_torch_threads, torch_threads  # noqa: E402
+from toolkit.serving.models.engines import select_engine  # noqa: E402
 from toolkit.system.metrics import usable_cores  # noqa: E402
 
 LIMIT = "limit"
@@ -198,7 +199,7 @@ def _limit(
     answers: dict[Case, list[Answer]] = {case: [] for case in CASES}
 
     def work(case: Case, numbers: Iterator[int], end: float) -> None:
-        set_torch_threads(torch_threads(usable_cores(), usable_cores()))
+        torch.set_num_threads(1)
         while (began := time.monotonic()) < end:
             data = images[case.size][next(numbers) % len(images[case.size])]
             engine.infer(load_image(data, SIZE).pixels[np.newaxis])

@@ -39,11 +39,6 @@ class ServiceMetrics:
     worker that replaces one that died continues its counts, so that no sum falls. A process has at most one instance
     with a worker, since the Prometheus library selects its storage for the whole process.
 
-    Parameters
-    ----------
-    worker
-        Spec of this process, if there are several.
-
     Examples
     --------
     >>> metrics = ServiceMetrics()
@@ -61,50 +56,39 @@ class ServiceMetrics:
         self._latest = LatencyWindow(worker)
         own = CollectorRegistry()
         self._counted = _shared_counts(worker) if worker else own
-        self._gauges: list[Callable[[], Iterable[Metric]]] = [self._start_time]
+        self.gauges: Callable[[], Iterable[Metric]] = tuple  # metrics that are made at each scrape
         self._reached: dict[Counter, int] = {}  # counter to the total that it was last raised to
-        self.registry = CollectorRegistry()
-        self.registry.register(_Collector(self._collect))
 
         def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
             return Counter(f"serve_{name}", text, tuple(labels), registry=own)
 
+        def histogram(name: str, text: str, buckets: Iterable[float], labels: Iterable[str] = ()) -> Histogram:
+            return Histogram(f"serve_{name}", text, tuple(labels), registry=own, buckets=tuple(buckets))
+
         self._requests = counter("requests", "Requests answered", ("route", "method", "status"))
-        self._errors = counter("errors", "Requests answered with a problem", ("reason",))
+        self.errors = counter("errors", "Requests answered with a problem, and images of a batch", ("reason",))
         self._predictions = counter("predictions", "Predictions made", ("version", "predicted_class"))
         self._non_finite = counter("non_finite", "Images for which the model returned NaN or infinity", ("version",))
-        self._monitor_errors = counter("monitor_errors", "Predictions that could not be logged")
-        self._model_changes = counter("model_changes", "Models activated")
-        self._monitor_predictions = counter(
-            "monitor_predictions", "Predictions by their outcome in the monitor", ("state",)
-        )
-        self._monitor_write_errors = counter("monitor_write_errors", "Writes to the store of predictions that failed")
+        self.monitor_errors = counter("monitor_errors", "Predictions that could not be logged")
+        self.model_changes = counter("model_changes", "Models activated")
+        self._monitored = counter("monitor_predictions", "Predictions by their outcome in the monitor", ("state",))
+        self._write_errors = counter("monitor_write_errors", "Writes to the store of predictions that failed")
         self._notifications = counter(
             "alert_notifications", "Notifications of alerts by notifier and outcome", ("notifier", "state")
         )
         self._shadow_dropped = counter("shadow_dropped", "Images that the shadow dropped")
-        self._request_seconds = Histogram(
-            "serve_request_seconds", "Time to answer", ("route",), registry=own, buckets=BUCKETS
-        )
-        self._stage_seconds = Histogram(
-            "serve_stage_seconds", "Time of a prediction by stage", ("stage",), registry=own, buckets=BUCKETS
-        )
-        self._batch_size = Histogram(
-            "serve_batch_size", "Images in one run of the model", registry=own, buckets=BATCHES
-        )
+        self._request_seconds = histogram("request_seconds", "Time to answer", BUCKETS, ("route",))
+        self._stage_seconds = histogram("stage_seconds", "Time of a prediction by stage", BUCKETS, ("stage",))
+        self.batch_size = histogram("batch_size", "Images in one run of the model", BATCHES)
         if worker:
             counter("process_starts", "Processes started, also in place of others that died").inc()
-
-    def collect(self, families: Callable[[], Iterable[Metric]]) -> None:
-        """Add metrics that are collected at each scrape."""
-        self._gauges.append(families)
 
     def request(self, route: str, method: str, status: int, seconds: float, problem: str | None = None) -> None:
         """Count a request, and the type of its problem if it was answered with one."""
         self._requests.labels(route, method, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
         if problem is not None:
-            self._errors.labels(problem).inc()
+            self.errors.labels(problem).inc()
 
     def prediction(self, done: InferenceResult) -> None:
         """Count an image that the model was run on, and its timings."""
@@ -117,40 +101,17 @@ class ServiceMetrics:
         for stage, milliseconds in done.timings_ms.items():
             self._stage_seconds.labels(stage).observe(milliseconds / 1000)
 
-    def batch(self, images: int) -> None:
-        """Count a run of the model on some images."""
-        self._batch_size.observe(images)
-
-    def bad_image(self, reason: str) -> None:
-        """Count an image of a batch that could not be used."""
-        self._errors.labels(reason).inc()
-
-    def monitor_error(self) -> None:
-        """Count a prediction that could not be logged."""
-        self._monitor_errors.inc()
-
-    def model_change(self) -> None:
-        """Count an activation of a model."""
-        self._model_changes.inc()
-
     def raise_totals(
         self, monitor: Mapping[str, int], notifications: Mapping[str, Mapping[str, int]], shadow_dropped: int
     ) -> None:
         """Raise counters to totals that other parts of this process have counted since it started.
 
-        Parameters
-        ----------
-        monitor
-            ``ModelMonitor.writer_stats()``.
-        notifications
-            Notifier to outcome to count, ``ModelMonitor.notification_stats()``.
-        shadow_dropped
-            Images that the shadow dropped.
+        ``monitor`` is ``ModelMonitor.writer_stats()``, ``notifications`` its ``notification_stats()``.
         """
         with self._lock:
             for state in MONITOR_OUTCOMES:
-                self._raise(self._monitor_predictions.labels(state), monitor[state])
-            self._raise(self._monitor_write_errors, monitor["write_errors"])
+                self._raise(self._monitored.labels(state), monitor[state])
+            self._raise(self._write_errors, monitor["write_errors"])
             for notifier, states in notifications.items():
                 for state, total in states.items():
                     self._raise(self._notifications.labels(notifier, state), total)
@@ -190,7 +151,7 @@ class ServiceMetrics:
             encode, media_type = choose_encoder(accept)
         except TypeError:  # the library compares a version that is not a number
             encode, media_type = choose_encoder("")
-        return encode(self.registry), media_type
+        return encode(self), media_type
 
     def _latency(self) -> dict[str, dict[str, float | int | None]]:
         return {
@@ -202,22 +163,15 @@ class ServiceMetrics:
             for stage, row in self._latest.all().items()
         }
 
-    def _start_time(self) -> Iterable[Metric]:
-        yield gauge_family("start_time_seconds", "Start of the service", (), {(): self._started})
-
-    def _collect(self) -> Iterable[Metric]:
-        gauges = [metric for families in self._gauges for metric in families()]  # first: it may raise counters
-        return [*self._counted.collect(), *gauges]
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics for a scrape, as the Prometheus library asks for them."""
+        gauges = [*self.gauges()]  # first: it may raise counters
+        start = gauge_family("start_time_seconds", "Start of the service", (), {(): self._started})
+        return [*self._counted.collect(), start, *gauges]
 
 
 class LatencyWindow:
-    """Timings of the latest ``WINDOW_SIZE`` predictions of each process.
-
-    Parameters
-    ----------
-    worker
-        Spec of this process, whose timings are in a file for the others to read; in memory if None.
-    """
+    """Timings of the latest ``WINDOW_SIZE`` predictions of each process, in files that the others read if several."""
 
     def __init__(self, worker: WorkerSpec | None = None) -> None:
         self._folder = Path(worker.folder) if worker else None
@@ -251,17 +205,6 @@ def _shared_counts(worker: WorkerSpec) -> MultiProcessCollector:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = worker.folder
     values.ValueClass = values.MultiProcessValue(lambda: worker.index)  # type: ignore[no-untyped-call]
     return MultiProcessCollector(None, worker.folder)  # type: ignore[no-untyped-call]
-
-
-class _Collector:
-    def __init__(self, families: Callable[[], Iterable[Metric]]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families()
-
-    def describe(self) -> Iterable[Metric]:
-        return ()  # so that registering does not collect
 
 
 def gauge_family(name: str, text: str, labels: Iterable[str], values: Mapping[tuple[str, ...], float]) -> Metric:

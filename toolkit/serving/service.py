@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from prometheus_client.core import Metric
 
@@ -22,16 +23,10 @@ from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.inference.batcher import Batcher
 from toolkit.serving.inference.result import ImageSource, InferenceResult, Upload
 from toolkit.serving.metrics import ServiceMetrics, gauge_family, shadow_families
-from toolkit.serving.models.engines import set_torch_threads, torch_threads
-from toolkit.serving.models.manager import (
-    LiveModel,
-    ModelManager,
-    ModelManagerConfig,
-    ModelRelease,
-    RegistryState,
-    Source,
-)
-from toolkit.serving.models.shadow import ShadowRunner, merge_stats
+from toolkit.serving.models.engines import torch_threads
+from toolkit.serving.models.manager import LiveModel, ModelManager, ModelManagerConfig, RegistryState
+from toolkit.serving.models.shadow import ShadowRunner, merge_counts
+from toolkit.serving.models.source import ModelRelease, Source
 from toolkit.serving.problems import Problem
 from toolkit.serving.schemas import BatchItem, ClassScore, ModelName, Prediction, ProblemDocument, Timings
 from toolkit.serving.workers import State, WorkerGroup
@@ -84,36 +79,16 @@ class Health:
 
 @dataclass(frozen=True)
 class ServiceConfig:
-    """Settings of a service.
+    """Settings of a service."""
 
-    Parameters
-    ----------
-    threads, max_queue
-        Worker threads, and images that may wait for one.
-    max_bytes
-        Largest sum of the sizes of bodies in memory.
-    request_timeout
-        Longest time in seconds until an image is answered.
-    limits
-        Limits of one image.
-    top_k
-        Classes in an answer, unless the request says how many.
-    models
-        Settings for loading a model.
-    shadow
-        Source of a second model that is run on a share of the images.
-    shadow_share
-        That share, in [0, 1].
-    """
-
-    threads: int
-    max_queue: int
-    max_bytes: int
-    request_timeout: float
+    threads: int  # worker threads
+    max_queue: int  # images that may wait for one
+    max_bytes: int  # of all bodies in memory together
+    request_timeout: float  # seconds until an image is answered
     limits: ImageLimits
-    top_k: int
+    top_k: int  # classes in an answer, unless the request says how many
     models: ModelManagerConfig
-    shadow: Source | None = None
+    shadow: Source | None = None  # of a second model that is run on a share of the images
     shadow_share: float = 0.0
 
 
@@ -122,13 +97,10 @@ class Alert(Protocol):
 
     @property
     def metric(self) -> str: ...
-
     @property
     def level(self) -> str: ...
-
     @property
     def status(self) -> str: ...
-
     @property
     def message(self) -> str: ...
 
@@ -137,7 +109,6 @@ class Monitor(Protocol):
     """Methods of ``monitoring.ModelMonitor`` that the service needs."""
 
     def serve(self, version: str, baseline: Baseline | None = None) -> None: ...
-
     def log_prediction(
         self,
         probabilities: ArrayLike,
@@ -148,42 +119,22 @@ class Monitor(Protocol):
         model_version: str | None = None,
         source: str | None = None,
     ) -> str: ...
-
     def calculate_metrics(self, window: str | None = None) -> dict[str, Any]: ...
-
     def writer_stats(self) -> dict[str, int]: ...
-
     def active_alert_states(self) -> dict[str, int]: ...
-
     def active_alerts(self) -> Sequence[Alert]: ...
-
     @property
     def store_problem(self) -> str | None: ...
-
     def notification_stats(self) -> dict[str, dict[str, int]]: ...
-
     def report(self, metric: str, message: str) -> bool: ...
-
     def close(self) -> None: ...
 
 
 class Service:
     """Model manager, batcher, shadow and monitor of one process, from the start of the application to its end.
 
-    Parameters
-    ----------
-    source
-        Source of models.
-    monitor
-        Monitor that predictions are logged to; closed with the service.
-    new_id
-        Returns a new prediction id.
-    metrics
-        Counts requests and predictions.
-    config
-        Settings.
-    workers
-        The processes of the service, if there are several.
+    ``monitor`` is closed with the service; ``new_id`` returns a new prediction id; ``workers`` are the processes of the
+    service, if there are several.
     """
 
     def __init__(
@@ -196,10 +147,11 @@ class Service:
         workers: WorkerGroup | None = None,
     ) -> None:
         self.metrics = metrics
+        metrics.gauges = self.families
         threads = torch_threads(config.threads, usable_cores() // (workers.count if workers else 1))
         self.admission = AdmissionController(config.threads, config.max_queue, config.max_bytes)
         self.batcher = Batcher(
-            config.threads, config.limits, prepare=partial(set_torch_threads, threads), on_batch=self._on_batch
+            config.threads, config.limits, prepare=partial(torch.set_num_threads, threads), on_batch=self._on_batch
         )
         self.model_manager = ModelManager(
             source, self._on_model_change, config.models, on_failure=self._on_load_failure, pause=self.batcher.pause
@@ -242,26 +194,14 @@ class Service:
         return self.model_manager.poll(again=True)
 
     def model(self) -> LiveModel:
-        """Return the live model.
-
-        Raises
-        ------
-        Problem
-            503 while there is none.
-        """
+        """Return the live model; a 503 while there is none."""
         model = self.model_manager.model
         if model is None:
             raise problems.not_ready(self.model_manager.reason(), self._retry_after)
         return model
 
     def ready(self) -> LiveModel:
-        """Return the live model if each process that accepts connections has one.
-
-        Raises
-        ------
-        Problem
-            503 while one has none, since any of them may get the next request.
-        """
+        """Return the live model; a 503 while one process has none, since any of them may get the next request."""
         model = self.model()
         if self._workers is not None and (unready := self._workers.n_not_ready()):
             raise problems.not_ready(
@@ -291,12 +231,12 @@ class Service:
         except Exception:
             logger.exception("image %d of request %s failed", index, request_id)
             problem = Problem(problems.INTERNAL, "the service failed on this image")
-        self.metrics.bad_image(problem.problem_type.slug)
+        self.metrics.errors.labels(problem.problem_type.slug).inc()
         return BatchItem(index=index, error=ProblemDocument(**problem.document(request_id)))
 
     def _on_batch(self, images: int, seconds: float) -> None:
         self.admission.record_duration(images, seconds)
-        self.metrics.batch(images)
+        self.metrics.batch_size.observe(images)
 
     def _answer(self, done: InferenceResult, top_k: int | None) -> Prediction:
         """Count and log a result, and make the response; called in a worker thread."""
@@ -335,7 +275,7 @@ class Service:
         """Log a result to the monitor, which does not wait; an error is counted and has no other effect."""
         prediction_id = self._new_id()
         if self._monitored and self._monitored.classes != done.model.classes:
-            self.metrics.monitor_error()  # from before a change of classes: the monitor follows the new model
+            self.metrics.monitor_errors.inc()  # from before a change of classes: the monitor follows the new model
             return prediction_id
         try:
             self._monitor.log_prediction(
@@ -347,7 +287,7 @@ class Service:
                 source=done.source.name if isinstance(done.source, Upload) else None,
             )
         except Exception as error:  # noqa: BLE001  monitoring must not fail a prediction
-            self.metrics.monitor_error()
+            self.metrics.monitor_errors.inc()
             logger.warning("a prediction could not be logged: %s", error)
         return prediction_id
 
@@ -358,7 +298,7 @@ class Service:
             self._monitored = model
         except Exception as error:  # noqa: BLE001  monitoring must not fail an activation
             logger.warning("the monitor cannot follow version %s: %s", model.version, error)
-        self.metrics.model_change()
+        self.metrics.model_changes.inc()
 
     def _on_load_failure(self, release: ModelRelease, reason: str) -> None:
         """Raise an alert for a version that fails to load."""
@@ -427,7 +367,7 @@ class Service:
     def state(self) -> State:
         """State of this process that is summed over all of them, as JSON."""
         model, stats = self.model_manager.model, self._monitor.writer_stats()
-        shadow = self.shadow and self.shadow.metrics()
+        shadow = self.shadow and self.shadow.counts()
         self.metrics.raise_totals(stats, self._monitor.notification_stats(), shadow["dropped"] if shadow else 0)
         return {
             "model": model and [model.release.name, model.version, model.release.stage, model.bundle.digest],
@@ -440,11 +380,12 @@ class Service:
         """Sums of ``state`` over all processes, with ``models``: the number of processes with each version."""
         own = self.state()
         states = self._workers.states(own) if self._workers else [own]
+        shadows = [state["shadow"] for state in states if state["shadow"]]
         return {
             "models": Counter(tuple(state["model"]) for state in states if state["model"]),
             "queue": _sum(state["queue"] for state in states),
             "monitor": _sum(state["monitor"] for state in states),
-            "shadow": merge_stats([state["shadow"] for state in states if state["shadow"]]),
+            "shadow": merge_counts(shadows) if shadows else None,
         }
 
     def families(self) -> Iterable[Metric]:

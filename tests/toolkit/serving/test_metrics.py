@@ -71,8 +71,8 @@ def test_requests_are_counted_by_route_and_status_and_errors_by_type():
         ("POST", 200, None), ("POST", 200, None), ("POST", 503, "full"), ("GET", 405, "method-not-allowed")
     ]:  # fmt: skip
         metrics.request("/predict", method, status, 0.004, problem)
-    metrics.bad_image("undecodable-image")
-    metrics.bad_image("full")
+    metrics.errors.labels("undecodable-image").inc()
+    metrics.errors.labels("full").inc()
     summary = metrics.summary()
     assert summary["requests"] == {"/predict": {"200": 2, "503": 1, "405": 1}}
     assert summary["errors"] == {"full": 2, "method-not-allowed": 1, "undecodable-image": 1}
@@ -88,8 +88,8 @@ def test_predictions_are_counted_by_class_and_nan_is_no_class(done):
     metrics = ServiceMetrics()
     for row in [(0.1, 0.2, 0.7), (0.7, 0.2, 0.1), (0.2, 0.2, 0.6), (float("nan"), 0.0, 1.0)]:
         metrics.prediction(done(row=row))
-    metrics.monitor_error()
-    metrics.model_change()
+    metrics.monitor_errors.inc()
+    metrics.model_changes.inc()
     summary = metrics.summary()
     assert summary["predictions"] == {"3": {"red": 2, "blue": 1}}
     assert summary["non_finite"] == {"3": 1}
@@ -139,11 +139,11 @@ def test_two_services_count_apart():
     assert second.summary()["requests"] == {}
 
 
-def test_families_are_collected_at_each_scrape():
+def test_gauges_are_made_at_each_scrape():
     metrics, asked = ServiceMetrics(), []
-    metrics.collect(
-        lambda: [asked.append(1), gauge_family("depth", "Slots in use", ("kind",), {("a",): 2.0, ("b",): 3.5})][1:]
-    )
+    metrics.gauges = lambda: [
+        asked.append(1), gauge_family("depth", "Slots in use", ("kind",), {("a",): 2.0, ("b",): 3.5})
+    ][1:]  # fmt: skip
     assert asked == []
     found = samples(metrics.prometheus("text/plain")[0].decode())
     assert asked == [1]
@@ -209,9 +209,9 @@ def count(metrics, done, milliseconds):
     metrics.request("/predict", "POST", 200, 0.004)
     metrics.request("/predict", "POST", 503, 0.001, "full")
     metrics.prediction(done(milliseconds))
-    metrics.batch(3)
-    metrics.monitor_error()
-    metrics.model_change()
+    metrics.batch_size.observe(3)
+    metrics.monitor_errors.inc()
+    metrics.model_changes.inc()
     stats = {"written": milliseconds, "dropped": 1, "lost": 0, "write_errors": 2}
     for _ in range(2):  # a total that is the same adds nothing
         metrics.raise_totals(stats, {"log": {"sent": 3}}, 4)

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, new_prediction_id
+from support import wait_until
 from support.colours import COLOURS, colour_image, encode
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images.decoding import ImageLimits, load_image
@@ -142,7 +142,6 @@ def test_a_failing_monitor_does_not_fail_predictions(open_service):
     health = service.health(draining=False)
     assert health.monitor["lost"] == 3
     assert (health.status, health.reason) == ("degraded", "predictions cannot be stored: the disk is full")
-    service.metrics.collect(service.families)
     text = service.metrics.prometheus("")[0].decode()
     assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
     assert 'serve_alert_notifications_total{notifier="log",state="failed"} 1.0' in text
@@ -324,7 +323,6 @@ def test_a_change_of_classes_mixes_nothing(open_service, source, make_bundle, mo
 
 
 def test_prometheus_metrics_of_model_queue_and_windows(service):
-    service.metrics.collect(service.families)
     predict(service, colour_image("red"))
     with service.admission.slots(4):
         text = service.metrics.prometheus("text/plain")[0].decode()
@@ -365,14 +363,6 @@ def test_a_version_that_fails_to_load_raises_one_alert(open_service, source, mon
     [alert] = monitor.alerts()
     assert (alert.metric, alert.level, alert.model_version) == ("model_loading", "warning", "1")
     assert alert.message == "Version 3 cannot be served: it was altered; version 1 serves on."
-    service.metrics.collect(service.families)
     text = service.metrics.prometheus("")[0].decode()
     assert 'serve_alerts_active{level="warning"} 1.0' in text
     assert 'serve_detector_evidence{metric="accuracy"}' in text
-
-
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

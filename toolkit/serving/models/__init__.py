@@ -1,1 +1,1 @@
-"""The model that answers: openvino_cache < engines < isolated_load, smoke_test < manager < local_cache, shadow."""
+"""The model: openvino_cache < engines < isolated_load, smoke_test; source < local_cache < manager < shadow."""

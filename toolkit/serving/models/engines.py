@@ -9,12 +9,13 @@ import copy
 import logging
 import re
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,73 +45,51 @@ BATCHES = (1, 2, 4, 8, 1)  # images in the runs that compare engines, 16 in all
 SOURCES = re.compile(r"(Caught exception: )?(Exception from |Check '|FrontEnd API failed)")
 
 
-class Engine(Protocol):
-    """Runs a program; called from several threads at once."""
+class Engine(ABC):
+    """Runs a program; called from several threads at once.
 
-    @property
-    def name(self) -> str:
-        """Library, precision and device as text."""
+    ``concurrency`` is the number of runs at once that are worthwhile. ``report`` has facts for ``/model-info``:
+    library, precision, device, and the results of ``select_engine``.
+    """
 
-    @property
-    def concurrency(self) -> int:
-        """Number of runs at once that are worthwhile."""
+    def __init__(self, name: str, precision: Precision, device: str, concurrency: int) -> None:
+        self.name = name
+        self.concurrency = concurrency
+        self.report: dict[str, Any] = {
+            "engine": name, "precision": precision, "device": device, "concurrency": concurrency
+        }  # fmt: skip
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """Facts for ``/model-info``: library, precision, device, and the results of ``select_engine``."""
-
+    @abstractmethod
     def infer(self, images: Images) -> Probabilities:
         """uint8 (N, H, W, 3) RGB -> float32 (N, K) probabilities."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most have nothing to free
         """Free memory; ``infer`` still works afterwards."""
 
 
-class TorchEngine:
-    """The program as it was registered, in float32 on the CPU: its outputs are those of ``Bundle.predict``.
-
-    Parameters
-    ----------
-    bundle
-        Verified and loaded.
-    threads
-        Runs at once; one per core if None.
-    """
-
-    name = "torch float32 on the CPU"
+class TorchEngine(Engine):
+    """The program as it was registered, in float32 on the CPU: its outputs are those of ``Bundle.predict``."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        super().__init__("torch float32 on the CPU", "float32", "cpu", threads or usable_cores())
         self._bundle = bundle
-        self.concurrency = threads or usable_cores()
-        self.report: dict[str, Any] = _description(self.name, "float32", "cpu", self.concurrency)
 
     def infer(self, images: Images) -> Probabilities:
         return self._bundle.predict(images)
 
-    def close(self) -> None: ...
 
+class GPUEngine(Engine):
+    """A copy of the program in torch on a GPU, its matrix products and convolutions in 16 bits.
 
-class GPUEngine:
-    """The program in torch on a GPU, its matrix products and convolutions in 16 bits.
-
-    Parameters
-    ----------
-    bundle
-        Verified and loaded. A copy of its program is moved to the device.
-    precision
-        float16 is more exact, bfloat16 has the range of float32.
-    device
-        Name of a torch device.
+    float16 is more exact, bfloat16 has the range of float32. A GPU runs one batch after the other, and is most
+    efficient with large ones.
     """
 
-    concurrency = 1  # a GPU runs one batch after the other, and is most efficient with large ones
-
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cuda") -> None:
-        self.name = f"torch {precision} on the GPU"
+        super().__init__(f"torch {precision} on the GPU", precision, device, concurrency=1)
         self._program = move_to_device_pass(copy.deepcopy(exported(bundle)), device).module()
         self._device = torch.device(device)
         self._type: torch.dtype = getattr(torch, precision)
-        self.report: dict[str, Any] = _description(self.name, precision, device, self.concurrency)
 
     def infer(self, images: Images) -> Probabilities:
         own = np.require(images, requirements=("C", "W"))  # torch warns of read-only arrays
@@ -118,10 +97,8 @@ class GPUEngine:
             answer: Probabilities = self._program(torch.from_numpy(own).to(self._device)).float().cpu().numpy()
         return answer
 
-    def close(self) -> None: ...
 
-
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """The program in OpenVINO on the CPU, with one stream for each run at once.
 
     Parameters
@@ -129,20 +106,14 @@ class OpenVINOEngine:
     model
         Result of ``openvino.convert_model``.
     precision
-        float32, or bfloat16 if the processor supports it.
+        float32, or bfloat16 if the processor supports it; else a BundleError is raised.
     threads
         Streams; one per core if None, and never more than cores.
     cores
         Cores to use; all that this process may use if None.
-
-    Raises
-    ------
-    BundleError
-        The processor does not support the precision.
     """
 
     def __init__(self, model: Any, precision: Precision, threads: int | None = None, cores: int | None = None) -> None:
-        self.name = f"OpenVINO {precision} on the CPU"
         runtime, cores = core(), cores or usable_cores()
         if precision == "bfloat16" and "BF16" not in runtime.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BundleError("the processor has no bfloat16")
@@ -156,8 +127,8 @@ class OpenVINOEngine:
         }
         self._compiled = runtime.compile_model(model, "CPU", options)
         self._idle: deque[Any] = deque()  # infer requests, each with memory of its own; at most one per caller
-        self.concurrency: int = self._compiled.get_property("NUM_STREAMS")
-        self.report: dict[str, Any] = _description(self.name, precision, "cpu", self.concurrency)
+        streams: int = self._compiled.get_property("NUM_STREAMS")
+        super().__init__(f"OpenVINO {precision} on the CPU", precision, "cpu", streams)
 
     def infer(self, images: Images) -> Probabilities:
         try:
@@ -204,9 +175,8 @@ def select_engine(
     Returns
     -------
     Engine
-        Its ``report`` has ``engine``, ``precision``, ``device``, ``concurrency``; the number of ``images`` compared and
-        the ``largest_difference`` of their probabilities; ``failed_engines``, each with ``engine`` and ``reason``; and
-        the ``seconds`` of the selection.
+        Its ``report`` also has the number of ``images`` compared and the ``largest_difference`` of their
+        probabilities; ``failed_engines``, each with ``engine`` and ``reason``; and the ``seconds`` of the selection.
 
     Raises
     ------
@@ -261,25 +231,12 @@ def _candidates(
         for precision in ("bfloat16", "float32"):
             yield f"OpenVINO {precision} on the CPU", partial(in_openvino, precision)
     if choice != "openvino":
-        yield TorchEngine.name, partial(TorchEngine, bundle, threads or cores)
+        yield "torch float32 on the CPU", partial(TorchEngine, bundle, threads or cores)
 
 
 def largest_difference(engine: Engine, batches: Sequence[Images], expected: Sequence[Probabilities]) -> float:
-    """Run an engine at its full concurrency, and compare its outputs with the expected ones.
-
-    Parameters
-    ----------
-    engine
-        Engine whose ``report`` has its precision.
-    batches
-        uint8 (N, H, W, 3) each.
-    expected
-        float32 (N, K) each, finite.
-
-    Returns
-    -------
-    float
-        Largest difference of two probabilities.
+    """Run an engine at its full concurrency on uint8 (N, H, W, 3) batches, and return the largest difference of two
+    probabilities from the expected float32 (N, K).
 
     Raises
     ------
@@ -303,7 +260,7 @@ def largest_difference(engine: Engine, batches: Sequence[Images], expected: Sequ
 def _run(infer: Callable[[Images], Probabilities], batches: Sequence[Images], concurrency: int) -> list[Probabilities]:
     """Run batches in ``concurrency`` threads that share the cores."""
     threads = torch_threads(concurrency, usable_cores())
-    with ThreadPoolExecutor(concurrency, initializer=set_torch_threads, initargs=(threads,)) as pool:
+    with ThreadPoolExecutor(concurrency, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         return list(pool.map(infer, batches))
 
 
@@ -323,16 +280,7 @@ def synthetic_images(size: int) -> Images:
     """Images to compare engines on: soft fields of colour with and without noise, and plain greys.
 
     A bundle has no images. For plain noise most networks predict one class; for these they do not.
-
-    Parameters
-    ----------
-    size
-        Side in pixels.
-
-    Returns
-    -------
-    ndarray
-        uint8 (16, size, size, 3) RGB, always the same.
+    They are uint8 (16, size, size, 3) RGB, always the same.
 
     >>> images = synthetic_images(32)
     >>> images.shape, str(images.dtype), images[-3:].mean(axis=(1, 2, 3)).tolist()
@@ -359,11 +307,6 @@ def torch_threads(workers: int, cores: int) -> int:
     return max(1, cores // workers)
 
 
-def set_torch_threads(count: int) -> None:
-    """Set torch's number of threads for the calling thread; OpenMP has one for each thread."""
-    torch.set_num_threads(count)
-
-
 def _reason(error: Exception) -> str:
     """Message of an error in one line, without the source locations that OpenVINO puts first.
 
@@ -372,7 +315,3 @@ def _reason(error: Exception) -> str:
     """
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line and not SOURCES.match(line)), first_line(error))
-
-
-def _description(name: str, precision: Precision, device: str, concurrency: int) -> dict[str, Any]:
-    return {"engine": name, "precision": precision, "device": device, "concurrency": concurrency}

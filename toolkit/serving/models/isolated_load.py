@@ -33,13 +33,7 @@ POLL_S = 0.05
 
 
 class IsolatedLoader:
-    """Prepare bundles in a child process, for engines that run converted programs.
-
-    Parameters
-    ----------
-    choice, threads, cache
-        Arguments of ``engines.select_engine``.
-    """
+    """Prepare bundles in a child process; ``choice``, ``threads`` and ``cache`` are those of ``select_engine``."""
 
     def __init__(self, choice: Choice, threads: int | None, cache: Path) -> None:
         self._choice = choice
@@ -50,15 +44,8 @@ class IsolatedLoader:
         """Convert and test a bundle, unless it is in the cache or its engine needs no conversion.
 
         Of several processes that call this with the same bundle one does it, and the others find it in the cache.
-
-        Parameters
-        ----------
-        bundle
-            Verified, in a folder.
-        stopping
-            Ends the child when set.
-        pause
-            Called with the number of threads that are to pause; with 0 at the end.
+        ``stopping`` ends the child when it is set. ``pause`` is called with the number of threads that are to pause,
+        with 0 at the end.
 
         Raises
         ------

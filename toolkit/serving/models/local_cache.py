@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from toolkit.bundle.files import digest_of
 from toolkit.bundle.program import Bundle, open_bundle_lazily
 from toolkit.errors import BundleError, first_line
-from toolkit.serving.models.manager import ModelRelease, Source
+from toolkit.serving.models.source import ModelRelease, Source
 from toolkit.system.file_locks import try_lock
 
 logger = logging.getLogger(__name__)

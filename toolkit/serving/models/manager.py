@@ -5,65 +5,23 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from toolkit.bundle.program import Bundle
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, first_line
 from toolkit.redaction import redact_paths
 from toolkit.serving.models.engines import Engine, select_engine
+from toolkit.serving.models.local_cache import LocalModelCache
 from toolkit.serving.models.smoke_test import Agreement, SmokeTestResult, compare_outputs, smoke_test
+from toolkit.serving.models.source import ModelRelease, Source, release_key
 
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 300.0  # between two attempts at a version that cannot be loaded
 MAX_DOUBLINGS = 30  # of the pause: a version that fails for days must not overflow it
 STOP_TIMEOUT_S = 5.0  # for a poll that runs when the service stops
-
-
-class ModelRelease(Protocol):
-    """Attributes of a registered version that serving needs."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def stage(self) -> str: ...
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-
-
-class Source(Protocol):
-    """Source of models, such as the registry."""
-
-    contradiction: str  # between the source's records of the version found last; empty if they agree
-
-    def find(self) -> ModelRelease:
-        """Return the version that should answer; cheap, as it is called at every poll."""
-
-    def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
-        """Return the verified bundle of a release; its files stay in ``cache/<digest>`` if a cache is given."""
-
-
-class LocalCopies(Protocol):
-    """Copies of the last versions that served, on the disk of this machine: ``local_cache.LocalModelCache``."""
-
-    def load(self, source: Source, release: ModelRelease) -> Bundle:
-        """Return the bundle of a release from its source, and keep a copy."""
-
-    def copy(self, source: Source, release: ModelRelease) -> None:
-        """Keep a copy of a release that serves already, unless there is one."""
-
-    def mark_served(self, release: ModelRelease) -> None:
-        """Record that a release serves, so that its copy is the last good one."""
-
-    def load_last_served(self) -> Iterable[tuple[ModelRelease, Bundle]]:
-        """Yield what served last, newest first, verified."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,29 +52,16 @@ class LiveModel:
 class ModelManagerConfig:
     """Settings of a model manager.
 
-    Parameters
-    ----------
-    poll_interval
-        Seconds between two polls of the registry.
-    prepare
-        Builds the engine of a bundle, warmed up and checked.
-    isolated_load
-        Prepares a bundle outside this process, before ``prepare`` is called while another model answers. Called with
-        the bundle, an event that is set when the service stops, and a function that pauses a number of threads.
-    local_cache
-        Copies to start from while the registry is unreachable, or when the version in the stage cannot be loaded.
-    role
-        Verb for the log: the model ``serves`` or ``shadows``.
-    keep_previous
-        Whether the replaced model stays in memory, so that a rollback to it is immediate.
+    ``isolated_load`` prepares a bundle outside this process, before ``prepare`` is called while another model answers.
+    It gets the bundle, an event that is set when the service stops, and a function that pauses a number of threads.
     """
 
-    poll_interval: float
-    prepare: Callable[[Bundle], Engine] = select_engine
+    poll_interval: float  # seconds between two polls of the registry
+    prepare: Callable[[Bundle], Engine] = select_engine  # builds the engine of a bundle, warmed up and checked
     isolated_load: Callable[[Bundle, threading.Event, Callable[[int], None]], None] | None = None
-    local_cache: LocalCopies | None = None
-    role: str = "serves"
-    keep_previous: bool = True
+    local_cache: LocalModelCache | None = None  # for an unreachable registry, or a version that cannot be loaded
+    role: str = "serves"  # verb for the log; the model "shadows" otherwise
+    keep_previous: bool = True  # keep the replaced model in memory, so that a rollback to it is immediate
 
 
 @dataclass(frozen=True)
@@ -133,16 +78,16 @@ class LoadFailureState:
 class RegistryState:
     """State of the registry and origin of the live model, as ``/health`` shows them; times in seconds since 1970."""
 
-    reachable: bool
-    unreachable_since: float | None
-    problem: str | None
-    last_poll: float | None
-    changes: int
-    source: Literal["registry", "last good copy"] | None
-    copy_since: float | None
-    comparison: Agreement | None
-    load_failure: LoadFailureState | None
-    contradiction: str | None
+    reachable: bool = False  # whether the registry answered the last poll
+    unreachable_since: float | None = None
+    problem: str | None = None  # why the last poll found nothing to serve
+    last_poll: float | None = None
+    changes: int = 0  # of the live model
+    source: Literal["registry", "last good copy"] | None = None
+    copy_since: float | None = None  # None unless the live model is a last good copy
+    comparison: Agreement | None = None  # of the live model with the one before it
+    load_failure: LoadFailureState | None = None
+    contradiction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,11 +104,6 @@ class LoadFailure:
         """The failure as ``/health`` shows it."""
         seconds = round(max(0.0, self.next_attempt - time.monotonic()), 1)
         return LoadFailureState(self.release.version, self.reason, self.attempts, seconds)
-
-
-def release_key(release: ModelRelease) -> tuple[str, int, str]:
-    """Identity of a release: two are the same if name, version and digest are."""
-    return release.name, release.version, release.digest
 
 
 class ModelManager:
@@ -196,14 +136,8 @@ class ModelManager:
     ) -> None:
         self.model: LiveModel | None = None
         self.failure: LoadFailure | None = None
-        self.comparison: Agreement | None = None  # of the live model with the one before it
-        self.copy_since: float | None = None  # seconds since 1970; None unless the live model is a last good copy
-        self.reachable = False  # whether the registry answered the last poll
-        self.unreachable_since: float | None = None  # seconds since 1970
-        self.registry_problem: str | None = None  # why the last poll found nothing to serve
-        self.last_poll: float | None = None  # seconds since 1970
         self.loading: ModelRelease | None = None
-        self.changes = 0
+        self._state = RegistryState()
         self._source = source
         self._on_activate = on_activate
         self._config = config
@@ -265,20 +199,14 @@ class ModelManager:
             return f"version {loading.version} is being loaded"
         if failure is not None:
             return f"version {failure.release.version} cannot be loaded: {failure.reason}"
-        return self.registry_problem or "the registry has not answered yet"
+        return self._state.problem or "the registry has not answered yet"
 
     def describe(self) -> RegistryState:
         """State of the registry and of the live model."""
-        failure = self.failure
-        return RegistryState(
-            reachable=self.reachable,
-            unreachable_since=self.unreachable_since,
-            problem=self.registry_problem,
-            last_poll=self.last_poll,
-            changes=self.changes,
-            source=("last good copy" if self.copy_since else "registry") if self.model else None,
-            copy_since=self.copy_since,
-            comparison=self.comparison,
+        failure, state = self.failure, self._state
+        return replace(
+            state,
+            source=("last good copy" if state.copy_since else "registry") if self.model else None,
             load_failure=failure.state if failure else None,
             contradiction=self._source.contradiction or None,
         )
@@ -292,19 +220,19 @@ class ModelManager:
             self._stopping.wait(self._config.poll_interval)
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
-        shown = redact_paths(problem) if problem else None
-        if problem and shown != self.registry_problem:  # one line at the beginning and one at the end
+        before, now, shown = self._state, time.time(), redact_paths(problem) if problem else None
+        if problem and shown != before.problem:  # one line at the beginning and one at the end
             serving = f"; version {self.model.version} {self._config.role} on" if self.model else ""
             logger.warning("%s%s", problem, serving)
-        elif reachable and not self.reachable and self.last_poll is not None:
+        elif reachable and not before.reachable and before.last_poll is not None:
             logger.info("the registry is reachable again")
-        self.registry_problem, self.reachable, self.last_poll = shown, reachable, time.time()
-        self.unreachable_since = None if reachable else self.unreachable_since or self.last_poll
+        since = None if reachable else before.unreachable_since or now
+        self._state = replace(before, problem=shown, reachable=reachable, last_poll=now, unreachable_since=since)
 
     def _sync_to(self, wanted: ModelRelease, again: bool) -> str:
         if self.model is not None and release_key(self.model.release) == release_key(wanted):
             self.failure = None  # a broken successor was withdrawn
-            self.copy_since = None  # a copy is the very model that the registry names
+            self._state = replace(self._state, copy_since=None)  # a copy is the very model that the registry names
             return "unchanged"
         failed = self.failure
         if failed is not None and release_key(failed.release) != release_key(wanted):
@@ -334,7 +262,7 @@ class ModelManager:
                 self._local_cache.copy(self._source, wanted)
         else:
             before, model = self.model, self._load(wanted)
-        self.failure = self.copy_since = None
+        self.failure, self._state = None, replace(self._state, copy_since=None)
         replaced = f" in place of version {before.version}" if before else ""
         seconds = time.monotonic() - started
         logger.info("version %s %s%s, loaded in %.1f s", model.version, self._config.role, replaced, seconds)
@@ -362,7 +290,7 @@ class ModelManager:
                 continue
             finally:
                 self.loading = None
-            self.copy_since = model.loaded_at
+            self._state = replace(self._state, copy_since=model.loaded_at)
             logger.warning("version %s %s from the last good copy on this machine", model.version, self._config.role)
             return
 
@@ -380,8 +308,8 @@ class ModelManager:
         self._on_activate(model)
         if self._config.keep_previous and self.model is not None and self._smoke_tested is not None:
             self._previous = self.model, self._smoke_tested
-        self.model, self.comparison, self._smoke_tested = model, comparison, smoke_tested
-        self.changes += 1
+        self.model, self._smoke_tested = model, smoke_tested
+        self._state = replace(self._state, comparison=comparison, changes=self._state.changes + 1)
         if comparison is not None:
             logger.log(logging.WARNING if comparison.constant else logging.INFO, "%s", comparison)
 

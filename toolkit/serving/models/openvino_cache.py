@@ -37,14 +37,8 @@ _converting = threading.Lock()  # OpenVINO changes the root logger's level durin
 class OpenVINOModelCache:
     """A bundle's program as an OpenVINO model, and its own outputs; from the cache, or made at first use.
 
-    Parameters
-    ----------
-    bundle
-        Verified.
-    run_program
-        Returns the program's own outputs for a fixed set of images: float32 (N, K).
-    cache
-        Folder of the cache; None caches nothing.
+    ``run_program`` returns the program's own outputs for a fixed set of images, float32 (N, K). Without a folder
+    ``cache`` nothing is cached.
     """
 
     def __init__(self, bundle: Bundle, run_program: Callable[[], NDArray[np.float32]], cache: Path | None) -> None:
@@ -123,13 +117,7 @@ def _name(bundle: Bundle) -> str:
 
 
 def exported(bundle: Bundle) -> ExportedProgram:
-    """The program as torch exported it.
-
-    Raises
-    ------
-    BundleError
-        The bundle was not made of an exported program.
-    """
+    """The program as torch exported it; a BundleError if the bundle was not made of an exported program."""
     if bundle.export is None:
         raise BundleError("the bundle has no exported program")
     return bundle.export()
@@ -142,7 +130,7 @@ def openvino() -> Any:
     a stub of its own that sends nothing.
     """
     with _starting:
-        return _library()
+        return _start()[0]
 
 
 def core() -> Any:
@@ -152,20 +140,16 @@ def core() -> Any:
     thread: the next signal to the first thread would then end the process.
     """
     with _starting:
-        return _runtime()
+        return _start()[1]
 
 
 @cache
-def _library() -> Any:
+def _start() -> tuple[Any, Any]:
+    """Import OpenVINO and create its runtime; at one time in one thread."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as library  # type: ignore[import-untyped]
 
     # pybind11 imports numpy at the first use of an array. Two threads that did so at once were deadlocked in one of
     # five starts, while holding Python's lock.
     library.Tensor(np.zeros(1, np.uint8))
-    return library
-
-
-@cache
-def _runtime() -> Any:
-    return _library().Core()
+    return library, library.Core()

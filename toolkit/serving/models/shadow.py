@@ -18,50 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import BundleError, first_line
-from toolkit.serving.models.manager import (
-    LiveModel,
-    ModelManager,
-    ModelManagerConfig,
-    ModelRelease,
-    Source,
-    release_key,
-)
+from toolkit.serving.models.manager import LiveModel, ModelManager, ModelManagerConfig
 from toolkit.serving.models.smoke_test import agreement
+from toolkit.serving.models.source import ModelRelease, Source, release_key
 
 logger = logging.getLogger(__name__)
 
 QUEUE_SIZE = 32  # images that may wait; more are dropped and counted
 BUSY_PAUSE_S = 0.02  # between two checks whether requests wait
 STOP_TIMEOUT_S = 5.0  # for a run of the model when the service stops
-MEANS = ("agreement", "mean_difference")  # over the images that were compared
 
 
 @dataclass(frozen=True, eq=False)
 class ShadowSample:
-    """An image that the live model answered, without a reference to the model, which would keep it in memory.
-
-    Parameters
-    ----------
-    release, classes
-        Of the live model.
-    pixels
-        Returns the image as uint8 (H, W, 3) for a side H = W in pixels.
-    row
-        float32 (K,), the probabilities of the live model.
-    """
+    """An image that the live model answered, without a reference to the model, which would keep it in memory."""
 
     release: ModelRelease
     classes: Sequence[str]
-    pixels: Callable[[int], NDArray[np.uint8]]
-    row: NDArray[np.float32]
+    pixels: Callable[[int], NDArray[np.uint8]]  # side in pixels -> uint8 (H, W, 3)
+    row: NDArray[np.float32]  # (K,), the probabilities of the live model
 
 
 @dataclass
 class ShadowStats:
     """Counts of images that one live version answered; ``difference`` is a sum over those compared."""
 
-    live: ModelRelease
-    since: float  # seconds since 1970
+    live: ModelRelease | None = None
+    since: float | None = None  # seconds since 1970
     compared: int = 0
     same_class: int = 0
     difference: float = 0.0
@@ -84,10 +67,8 @@ class ShadowRunner:
         Share of the images, in (0, 1].
     busy
         Returns whether requests wait; the shadow pauses meanwhile, until its next poll at most.
-    draw
-        Returns random numbers in [0, 1).
-    clock
-        Returns seconds since 1970.
+    draw, clock
+        Return random numbers in [0, 1), and seconds since 1970.
     """
 
     def __init__(
@@ -102,13 +83,13 @@ class ShadowRunner:
     ) -> None:
         self.share = share
         own = replace(config, isolated_load=None, local_cache=None, role="shadows", keep_previous=False)
-        self._model_manager = ModelManager(source, _no_callback, own)
+        self._model_manager = ModelManager(source, lambda _model: None, own)  # the monitor follows the live model alone
         self._poll_seconds = config.poll_interval
         self._busy = busy
         self._draw = draw
         self._clock = clock
         self._queue: queue.Queue[ShadowSample | None] = queue.Queue(QUEUE_SIZE)
-        self._stats: ShadowStats | None = None  # of the present model
+        self._stats = ShadowStats()  # of the present model
         self._dropped = 0
         self._lock = threading.Lock()  # of the counts
         self._stopping = threading.Event()
@@ -128,15 +109,9 @@ class ShadowRunner:
     def submit(self, model: LiveModel, row: NDArray[np.float32], pixels: Callable[[int], NDArray[np.uint8]]) -> None:
         """Queue an image for the shadow, or drop it; returns at once and raises nothing.
 
-        Parameters
-        ----------
-        model
-            The live model.
-        row
-            float32 (K,), its probabilities.
-        pixels
-            Returns the image as uint8 (H, W, 3) for a side H = W in pixels, which may differ from the live model's.
-            It is queued, so that it should hold little memory, and no reference to the model.
+        ``row`` is float32 (K,), the probabilities of the live model. ``pixels`` returns the image as uint8 (H, W, 3)
+        for a side H = W in pixels, which may differ from the live model's. It is queued, so that it should hold little
+        memory, and no reference to the model.
         """
         if self._model_manager.model is None or self._draw() >= self.share:
             return
@@ -146,27 +121,27 @@ class ShadowRunner:
             self._drop()
 
     def metrics(self) -> dict[str, Any]:
-        """Both versions and their agreement, as ``/metrics`` and ``/model-info`` show it.
+        """Both versions and their agreement, as ``/metrics`` and ``/model-info`` show it: see ``merge_counts``."""
+        return merge_counts([self.counts()])
 
-        ``agreement`` is the share of the compared images for which both predict the same class, and
-        ``mean_difference`` the mean absolute difference of the probability of the class that the live model
-        predicted; both are None before the first image. ``dropped`` counts images since the service started for which
-        the queue was full or requests always waited.
+    def counts(self) -> dict[str, Any]:
+        """Both versions, and counts that add up over processes, as JSON.
+
+        ``dropped`` counts images since the service started for which the queue was full or requests always waited.
         """
         model = self._model_manager.model
         with self._lock:
-            stats, dropped = self._stats and replace(self._stats), self._dropped
-        compared = stats.compared if stats else 0
+            stats, dropped = replace(self._stats), self._dropped
         return {
             "share": self.share,
             "version": model and model.release.version,
             "reason": None if model else self._model_manager.reason(),
-            "against": stats and stats.live.version,
-            "since": stats and stats.since,
-            "compared": compared,
-            "agreement": stats.same_class / compared if stats and compared else None,
-            "mean_difference": stats.difference / compared if stats and compared else None,
-            "failed": stats.failed if stats else 0,
+            "against": stats.live and stats.live.version,
+            "since": stats.since,
+            "compared": stats.compared,
+            "same_class": stats.same_class,
+            "difference": stats.difference,
+            "failed": stats.failed,
             "dropped": dropped,
         }
 
@@ -184,7 +159,7 @@ class ShadowRunner:
             self._model_manager.model = None  # the stage is empty
         if self._model_manager.model is not before:
             with self._lock:
-                self._stats = None
+                self._stats = ShadowStats()
 
     def _take(self, seconds: float, next_poll: float) -> None:
         """Wait for an image, and then until no request waits."""
@@ -221,7 +196,7 @@ class ShadowRunner:
     def _stats_for(self, live: ModelRelease) -> ShadowStats:
         """Counts of a live version, which restart when it changes."""
         with self._lock:
-            if self._stats is None or release_key(self._stats.live) != release_key(live):
+            if self._stats.live is None or release_key(self._stats.live) != release_key(live):
                 self._stats = ShadowStats(live, self._clock())
             return self._stats
 
@@ -230,41 +205,30 @@ class ShadowRunner:
             self._dropped += 1
 
 
-def merge_stats(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Merge the shadow metrics of several processes, over those that compare the same two versions as the first.
+def merge_counts(shadows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge ``ShadowRunner.counts()`` of one or more processes that compare the same two versions as the first.
 
-    Parameters
-    ----------
-    shadows
-        ``ShadowRunner.metrics()`` of each process.
+    ``agreement`` is the share of the compared images for which both predict the same class, and ``mean_difference``
+    the mean absolute difference of the probability of the class that the live model predicted; both are None before
+    the first image.
 
-    Returns
-    -------
-    dict or None
-        Metrics of the same form; None without any.
-
-    Examples
-    --------
-    >>> same = {"version": 2, "against": 1, "since": 7.0, "mean_difference": 0.1, "failed": 0, "dropped": 1}
-    >>> both = merge_stats([{**same, "compared": 1, "agreement": 1.0}, {**same, "compared": 3, "agreement": 0.0}])
-    >>> both["compared"], both["agreement"], both["dropped"]
-    (4, 0.25, 2)
+    >>> same = {"version": 2, "against": 1, "share": 1.0, "reason": None, "since": 7.0, "failed": 0, "dropped": 1}
+    >>> one, three = {"compared": 1, "same_class": 1, "difference": 0.3}, {"compared": 3, "same_class": 0}
+    >>> both = merge_counts([{**same, **one}, {**same, **three, "difference": 0.1}])
+    >>> both["compared"], both["agreement"], both["mean_difference"], both["dropped"]
+    (4, 0.25, 0.1, 2)
     """
-    if len(shadows) < 2:
-        return dict(shadows[0]) if shadows else None
     first = next((one for one in shadows if one["against"] is not None), shadows[0])
     same = [one for one in shadows if (one["version"], one["against"]) == (first["version"], first["against"])]
-    compared = sum(one["compared"] for one in same)
-    sums = {name: sum(one[name] * one["compared"] for one in same if one["compared"]) for name in MEANS}
+    compared, same_class, difference, failed = (
+        sum(one[name] for one in same) for name in ("compared", "same_class", "difference", "failed")
+    )
     return {
-        **first,
-        **{name: total / compared if compared else None for name, total in sums.items()},
+        **{name: first[name] for name in ("share", "version", "reason", "against")},
         "since": min((one["since"] for one in same if one["since"]), default=None),
         "compared": compared,
-        "failed": sum(one["failed"] for one in same),
+        "agreement": same_class / compared if compared else None,
+        "mean_difference": difference / compared if compared else None,
+        "failed": failed,
         "dropped": sum(one["dropped"] for one in shadows),
     }
-
-
-def _no_callback(_model: LiveModel) -> None:
-    """Do nothing: the monitor follows the live model alone."""

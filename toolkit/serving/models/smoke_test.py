@@ -24,26 +24,14 @@ class SmokeTestResult:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Comparison of a version with the one that it replaces, on the same images.
-
-    Parameters
-    ----------
-    version, against
-        The version and the replaced one.
-    images, same_class
-        Number of images, and of those for which both predict the same class.
-    mean_difference
-        Mean absolute difference of the probability of the class that the replaced version predicts.
-    constant
-        The class that the version predicts for every image, if the replaced one does not do so.
-    """
+    """Comparison of a version with the one that it replaces, on the same images."""
 
     version: str
-    against: str
+    against: str  # the replaced version
     images: int
-    same_class: int
-    mean_difference: float
-    constant: str | None
+    same_class: int  # images for which both predict the same class
+    mean_difference: float  # of the probability of the class that the replaced version predicts; absolute
+    constant: str | None  # the class that the version predicts for every image, if the replaced one does not do so
 
     def __str__(self) -> str:
         text = (
@@ -56,10 +44,7 @@ class Agreement:
 def smoke_test(engine: Engine, card: Card, version: str) -> SmokeTestResult:
     """Run an engine on ``synthetic_images``, ``BATCH_SIZE`` at a time.
 
-    Raises
-    ------
-    BundleError
-        The outputs are not finite, or not one for each of the card's classes.
+    A BundleError is raised if the outputs are not finite, or not one for each of the card's classes.
     """
     images, classes = synthetic_images(card.image_size), len(card.classes)
     answers = []
@@ -87,23 +72,11 @@ def compare_outputs(new: SmokeTestResult, old: SmokeTestResult) -> Agreement | N
 def agreement(
     classes: Sequence[str], rows: NDArray[np.float32], other_classes: Sequence[str], other_rows: NDArray[np.float32]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Agreement of two models on the same images; their classes are matched by name.
+    """Agreement of two models on the same images, K classes each, which are matched by name; rows are float32 (N, K).
 
-    Parameters
-    ----------
-    classes, rows
-        K names, and float32 (N, K) probabilities of the first model.
-    other_classes, other_rows
-        The same of the second.
+    Returns bool (N,), whether both predict the same class, and float32 (N,), the absolute difference of the
+    probabilities of the class that the first one predicts. A class that the second one lacks has probability 0 there.
 
-    Returns
-    -------
-    tuple
-        bool (N,), whether both predict the same class; float32 (N,), the absolute difference of the probabilities of
-        the class that the first one predicts. A class that the second one does not have has probability 0 there.
-
-    Examples
-    --------
     >>> rows = np.array([[0.75, 0.25], [0.25, 0.75]], np.float32)
     >>> others = np.array([[0.5, 0.5], [0.875, 0.125]], np.float32)
     >>> same, difference = agreement(("cat", "dog"), rows, ("dog", "cow"), others)

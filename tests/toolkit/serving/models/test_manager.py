@@ -13,7 +13,8 @@ import pytest
 from support import MAX_WAIT_S
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.models.engines import TorchEngine
-from toolkit.serving.models.manager import MAX_BACKOFF_S, ModelManager, ModelManagerConfig, release_key
+from toolkit.serving.models.manager import MAX_BACKOFF_S, ModelManager, ModelManagerConfig
+from toolkit.serving.models.source import release_key
 
 
 class Rows:
@@ -102,10 +103,10 @@ def test_it_starts_without_a_model_and_has_a_reason(manager, source):
     }  # fmt: skip
     source.wanted = NotRegistered("nothing is in Production")
     assert manager.poll() == "waiting"
-    assert (manager.reason(), manager.reachable) == ("nothing is in Production", True)
+    assert (manager.reason(), manager.describe().reachable) == ("nothing is in Production", True)
     source.wanted = TrackingError("MLflow at http://me:pw@host:1 does not answer")
     assert manager.poll() == "unreachable"
-    assert (manager.reason(), manager.reachable) == ("MLflow at http://host:1 does not answer", False)
+    assert (manager.reason(), manager.describe().reachable) == ("MLflow at http://host:1 does not answer", False)
 
 
 def test_promotions_and_rollbacks_load_each_version_once(manager, source, activated):
@@ -323,7 +324,7 @@ def test_an_unexpected_error_is_shown_as_a_registry_problem(source, activated, m
     assert waits.wait(MAX_WAIT_S)
     manager.stop()
     assert manager.describe().problem == "polling the registry failed: ValueError"
-    assert manager.reachable is False
+    assert manager.describe().reachable is False
     assert manager.model.version == "1"
 
 
@@ -334,7 +335,7 @@ def test_polls_of_many_threads_load_a_model_once(manager, source):
     for thread in threads:
         thread.join()
     assert source.loads == [1]
-    assert manager.changes == 1
+    assert manager.describe().changes == 1
 
 
 def test_the_time_since_the_registry_is_unreachable(manager, source):
@@ -343,11 +344,11 @@ def test_the_time_since_the_registry_is_unreachable(manager, source):
     source.wanted = TrackingError("no answer")
     manager.poll()
     since = manager.describe().unreachable_since
-    assert since == manager.last_poll
+    assert since == manager.describe().last_poll
     manager.poll()
     source.wanted = ValueError("a library's own")
     assert manager.poll() == "unreachable"
-    assert manager.describe().unreachable_since == since < manager.last_poll
+    assert manager.describe().unreachable_since == since < manager.describe().last_poll
     source.wanted = NotRegistered("nothing is in Production")
     manager.poll()
     assert manager.describe().unreachable_since is None

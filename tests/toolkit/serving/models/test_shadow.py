@@ -2,14 +2,13 @@
 
 import gc
 import threading
-import time
 import weakref
 
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from support import MAX_WAIT_S
+from support import MAX_WAIT_S, wait_until
 from support.colours import COLOURS
 from toolkit.errors import BundleError, NotRegistered, TrackingError
 from toolkit.serving.metrics import ServiceMetrics, shadow_families
@@ -23,13 +22,6 @@ NOW = 1.75e9
 
 def grey(size):
     return np.full((size, size, 3), 90, np.uint8)
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + MAX_WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.002)
 
 
 class Gated(TorchEngine):
@@ -193,7 +185,7 @@ def test_a_version_that_leaves_the_stage_is_freed(start, live, source, engines):
     shadow = start(poll_interval=0.01)
     held = weakref.ref(shadow._model_manager.model)
     source.wanted = TrackingError("no answer")
-    wait_until(lambda: shadow._model_manager.unreachable_since)
+    wait_until(lambda: shadow._model_manager.describe().unreachable_since)
     submit(shadow, live, GREEN)
     wait_until(lambda: seen(shadow) == 1)  # an unreachable registry changes nothing
     source.wanted = NotRegistered("no version is in Staging")
@@ -269,7 +261,7 @@ def test_it_stops_with_images_queued_and_accepts_later_ones(start, live, gate, e
 
 def test_prometheus_metrics_are_those_of_the_shadow(start, live):
     shadow, metrics = start(), ServiceMetrics()
-    metrics.collect(lambda: shadow_families(shadow.metrics()))
+    metrics.gauges = lambda: shadow_families(shadow.metrics())
 
     def is_of_shadow(name):
         return name.startswith("serve_shadow") and not name.endswith("_created")
