@@ -51,18 +51,7 @@ TEXTS = {"target": OPERATION, "expr_str": EXPRESSION, "in_spec": TREE, "out_spec
 
 
 def require_plain_program(path: Path) -> None:
-    """Require that a program's archive holds tensors and torch's own operations alone.
-
-    Parameters
-    ----------
-    path
-        The ``.pt2`` file.
-
-    Raises
-    ------
-    BundleError
-        The first member or text that is not allowed.
-    """
+    """Require that a ``.pt2`` file holds tensors and torch's own operations alone; else name what is not allowed."""
     with as_bundle_error("the program"), zipfile.ZipFile(path) as archive:
         _require_members(archive, MEMBER)
         for name in TENSORS:

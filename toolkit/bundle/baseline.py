@@ -19,26 +19,7 @@ MAX_SAMPLE = 10_000  # images kept in a baseline, as many as the medium window
 
 @dataclass(frozen=True)
 class Baseline:
-    """Probabilities, labels and input statistics of the held-out images.
-
-    Parameters
-    ----------
-    classes
-        Class names in output order, K of them.
-    probabilities
-        float16 (N, K), rows that add up to 1: rounded like those in the store of predictions,
-        so that reference and window are binned alike.
-    labels
-        int64 (N,), the true class of each image, in 0..K-1.
-    hashes
-        str (N,), the content hash of each image; two versions are compared on those they share.
-    statistics
-        One float32 (N,) array for each input statistic (``toolkit.images.decoding.STATISTICS``).
-
-    Raises
-    ------
-    BundleError
-        The parts do not fit each other.
+    """Probabilities, labels and input statistics of the held-out images; a BundleError if they do not fit each other.
 
     Examples
     --------
@@ -50,10 +31,13 @@ class Baseline:
     ('cat', 'dog')
     """
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # in output order, K of them
+    # float16 (N, K), rounded like those in the store of predictions, so that reference and window are binned alike
     probabilities: NDArray[Any]
-    labels: NDArray[Any]
+    labels: NDArray[Any]  # int64 (N,), in 0..K-1
+    # str (N,), the content hash of each image; two versions are compared on those they share
     hashes: NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype="U1"))
+    # float32 (N,) for each input statistic (``toolkit.images.decoding.STATISTICS``)
     statistics: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -101,30 +101,25 @@ def digest_of(folder: Path) -> str:
 
 
 def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
-    """Verify a bundle without running it.
+    """Verify a bundle without running it, against the digest that the registry or the run recorded.
 
-    Parameters
-    ----------
-    folder
-        The bundle on disk.
-    digest
-        As the registry or the run recorded it.
-
-    Raises
-    ------
-    BundleError
-        The first thing that is wrong, in one sentence.
+    A BundleError says in one sentence the first thing that is wrong.
     """
     with as_bundle_error("the bundle"):
-        _require_files_alone(folder)
-        _require_parts(folder)
-        _require_digest(folder, digest)
+        for path in sorted(folder.rglob("*")):  # the digest follows no link to a folder; reading a pipe may not end
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BundleError(f"the bundle holds {path.name!r}, which is no file of its own")
+        for name in (PROGRAM, CARD, BASELINE, DESCRIPTION):
+            if not (folder / name).is_file():
+                raise BundleError(f"the bundle has no {name}")
+        if not digest:
+            raise BundleError("no digest was recorded for the bundle, so it cannot be verified")
+        if (found := digest_of(folder)) != digest:
+            raise BundleError(f"the bundle was altered: its digest is {found[:12]}..., recorded was {digest[:12]}...")
         _require_no_code(folder)
-        _require_no_pickle(folder)
         require_plain_program(folder / PROGRAM)
-        description = _read_description(folder / DESCRIPTION)
         card = _read_card(folder / CARD)
-        if description.signature != signature_of(card):
+        if _read_description(folder / DESCRIPTION).signature != signature_of(card):
             size, classes = card.image_size, len(card.classes)
             raise BundleError(f"the card is of {size} x {size} pixels and {classes} classes, the {DESCRIPTION} is not")
         baseline = _read_baseline(folder / BASELINE, card)
@@ -132,32 +127,9 @@ def verify_bundle(folder: Path, digest: str | None) -> tuple[Card, Baseline]:
     return card, baseline
 
 
-def _require_files_alone(folder: Path) -> None:
-    """Refuse links and pipes: the digest follows no link to a folder, and reading a pipe may not end."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BundleError(f"the bundle holds {path.name!r}, which is no file of its own")
-
-
-def _require_parts(folder: Path) -> None:
-    for name in (PROGRAM, CARD, BASELINE, DESCRIPTION):
-        if not (folder / name).is_file():
-            raise BundleError(f"the bundle has no {name}")
-
-
-def _require_digest(folder: Path, digest: str | None) -> None:
-    if not digest:
-        raise BundleError("no digest was recorded for the bundle, so it cannot be verified")
-    if (found := digest_of(folder)) != digest:
-        raise BundleError(f"the bundle was altered: its digest is {found[:12]}..., recorded was {digest[:12]}...")
-
-
 def _require_no_code(folder: Path) -> None:
     if (folder / "code").exists():
         raise BundleError("the bundle brings a code folder, and no code that travels with a model is run")
-
-
-def _require_no_pickle(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if PICKLE_NAME.search(path.name.lower()) or (path != folder / PROGRAM and is_pickle(path)):
             raise BundleError(f"the bundle holds {path.name!r}, and no pickle is ever loaded")

@@ -55,39 +55,17 @@ class Program(nn.Module):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was verified and loaded.
-
-    Parameters
-    ----------
-    card, baseline, digest
-        As verified.
-    program
-        uint8 (N, H, W, 3) -> float32 (N, K).
-    export
-        Gives the same program as torch exported it, for other engines.
-    folder
-        Its files; None when they may be deleted.
-    """
+    """A bundle that was verified and loaded."""
 
     card: Card
     baseline: Baseline
     digest: str
-    program: Callable[[Tensor], Tensor]
-    export: Callable[[], ExportedProgram] | None = None
-    folder: Path | None = None
+    program: Callable[[Tensor], Tensor]  # uint8 (N, H, W, 3) -> float32 (N, K)
+    export: Callable[[], ExportedProgram] | None = None  # the same program as torch exported it, for other engines
+    folder: Path | None = None  # its files; None when they may be deleted
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities.
-
-        Parameters
-        ----------
-        images
-            uint8 (N, H, W, 3), RGB, H = W = ``card.image_size``.
-
-        Returns
-        -------
-        float32 (N, K), rows that add up to 1.
-        """
+        """uint8 (N, H, W, 3) RGB, H = W = ``card.image_size`` -> float32 (N, K) probabilities; rows add up to 1."""
         own = np.require(images, requirements=("C", "W"))  # torch warns of arrays that may not be written to
         with torch.inference_mode():
             answer: NDArray[np.float32] = self.program(torch.from_numpy(own)).numpy()
@@ -97,20 +75,10 @@ class Bundle:
 def save_bundle(
     folder: Path, program: Program, card: Card, baseline: Baseline, *, run_id: str | None = None, model_id: str
 ) -> str:
-    """Write a bundle: the program is exported in evaluation mode, on the CPU, in float32, with a free batch size.
+    """Write a bundle into a new folder, and return its digest.
 
-    Parameters
-    ----------
-    folder
-        A folder that does not exist yet.
-    program, card, baseline
-        The parts.
-    run_id, model_id
-        The MLflow run and the logged model that the bundle belongs to.
-
-    Returns
-    -------
-    The digest.
+    The program is exported in evaluation mode, on the CPU, in float32, with a free batch size. ``run_id`` and
+    ``model_id`` are the MLflow run and the logged model that the bundle belongs to.
     """
     program = program.cpu().float().eval().to(memory_format=torch.contiguous_format)
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,18 +103,8 @@ def save_bundle(
 def load_bundle(folder: Path, digest: str | None) -> Bundle:
     """Verify a bundle, load its program and test it on images of noise.
 
-    Parameters
-    ----------
-    folder
-        The bundle on disk.
-    digest
-        As the registry or the run recorded it.
-
-    Raises
-    ------
-    BundleError
-        As ``verify_bundle``; or the program cannot be loaded; or its output is not the probabilities
-        of the card's classes, the same for the same image.
+    A BundleError is raised as by ``verify_bundle``; or if the program cannot be loaded; or if its output is not the
+    probabilities of the card's classes, the same for the same image.
     """
     card, baseline = verify_bundle(folder, digest)
     try:
@@ -161,19 +119,8 @@ def load_bundle(folder: Path, digest: str | None) -> Bundle:
 def open_bundle_lazily(folder: Path, digest: str) -> Bundle:
     """Verify a bundle that stays in its folder, and load its program at its first use.
 
-    A cached engine does not need the program, whose loading takes longer than all the rest.
-
-    Parameters
-    ----------
-    folder
-        The bundle on disk.
-    digest
-        As the registry or the run recorded it.
-
-    Raises
-    ------
-    BundleError
-        As ``verify_bundle``; and as ``load_bundle`` from the first use of the program.
+    A cached engine does not need the program, whose loading takes longer than all the rest. Its errors are raised at
+    the first use of the program.
     """
     card, baseline = verify_bundle(folder, digest)
     loading, loaded = threading.Lock(), cache(partial(load_bundle, folder, digest))

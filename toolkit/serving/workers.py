@@ -49,40 +49,19 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """Start parameters of a worker process.
+    """Start parameters of a worker process."""
 
-    Parameters
-    ----------
-    index, count
-        Number of this worker, from 1, and how many there are.
-    supervisor
-        Process id of the supervisor.
-    listener
-        File descriptor of the listening socket.
-    folder
-        Folder that the workers share.
-    started
-        Start of the service in seconds since 1970.
-    """
-
-    index: int
-    count: int
-    supervisor: int
-    listener: int
-    folder: str
-    started: float
+    index: int  # from 1
+    count: int  # of all workers
+    supervisor: int  # process id
+    listener: int  # file descriptor of the listening socket
+    folder: str  # that the workers share
+    started: float  # start of the service in seconds since 1970
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str] = os.environ) -> "WorkerSpec | None":
         """Take the spec of this process from its environment; None if it is not a worker.
 
-        Raises
-        ------
-        SettingsError
-            The variable is set, but not by the supervisor of this process.
-
-        Examples
-        --------
         >>> WorkerSpec.take({}) is None
         True
         >>> WorkerSpec.take({"TOOLKIT_SERVE_WORKER": "2"})
@@ -139,17 +118,8 @@ class OneAtATimeListener(socket.socket):
 
 
 class WorkerGroup:
-    """State that the workers of a service share, by files in their folder.
+    """State that the workers of a service share, by files in their folder; ``index`` is that of this worker.
 
-    Parameters
-    ----------
-    folder
-        Folder that the workers share.
-    index, count
-        Number of this worker, from 1, and how many there are.
-
-    Examples
-    --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     first, second = (WorkerGroup(Path(folder), index, 2) for index in (1, 2))
@@ -166,15 +136,7 @@ class WorkerGroup:
         self._thread: threading.Thread | None = None
 
     def start(self, state: Callable[[], State], poll: Callable[[], object]) -> None:
-        """Start publishing the state of this worker, and following poll requests.
-
-        Parameters
-        ----------
-        state
-            Returns the state as JSON.
-        poll
-            Called in a thread of its own when another worker was asked to poll the registry.
-        """
+        """Publish the state of this worker, as JSON, and call ``poll`` when another was asked to poll the registry."""
         arguments = state, poll, self._last_request()
         self._thread = threading.Thread(target=self._run, args=arguments, name="worker-group", daemon=True)
         self._thread.start()
@@ -253,15 +215,8 @@ def limit_malloc_arenas() -> bool:
 
     An arena keeps memory that its threads have freed, and each model is loaded in other threads than the one before:
     with an arena per thread, the service grows by megabytes at each change of the model. ``MALLOC_ARENA_MAX`` in the
-    environment takes precedence.
+    environment takes precedence. Returns whether the limit was set; False with another C library.
 
-    Returns
-    -------
-    bool
-        Whether the limit was set; False with another C library.
-
-    Examples
-    --------
     >>> isinstance(limit_malloc_arenas(), bool)
     True
     """
@@ -279,21 +234,7 @@ def limit_malloc_arenas() -> bool:
 def exec_supervisor(command: Sequence[str], count: int, listener: socket.socket, seconds: float) -> NoReturn:
     """Replace this process by the supervisor of a service, which keeps its process id and the socket.
 
-    Parameters
-    ----------
-    command
-        Command of a worker.
-    count
-        Number of workers.
-    listener
-        Bound and listening socket.
-    seconds
-        Longest time in which a worker finishes accepted requests.
-
-    Raises
-    ------
-    SettingsError
-        On Windows.
+    ``command`` is that of a worker; ``seconds`` is the longest time in which a worker finishes accepted requests.
     """
     if sys.platform == "win32":
         raise SettingsError("--workers must be 1 on Windows, where a process inherits no socket")
@@ -318,20 +259,8 @@ class Supervisor:
     """Start workers, restart those that die, and end all together.
 
     A worker that dies is restarted after a pause, which doubles from one second to a minute while it keeps dying. When
-    each has died ``MAX_ATTEMPTS`` times in a row before it served, the service ends with status 1.
-
-    Parameters
-    ----------
-    command
-        Command of a worker, which finds its ``WorkerSpec`` in its environment.
-    count
-        Number of workers.
-    listener
-        Socket that all listen on.
-    seconds
-        Time that workers have to end before they are killed.
-    folder
-        Folder that the workers share.
+    each has died ``MAX_ATTEMPTS`` times in a row before it served, the service ends with status 1. ``command`` is that
+    of a worker, which finds its ``WorkerSpec`` in its environment; after ``seconds`` to end, workers are killed.
     """
 
     def __init__(self, command: Sequence[str], count: int, listener: socket.socket, seconds: float, folder: Path):
@@ -364,9 +293,8 @@ class Supervisor:
         return self._status
 
     def _start(self, worker: WorkerProcess) -> None:
-        listener = self._listener.fileno()
-        count, folder = len(self._workers), str(self._folder)
-        spec = WorkerSpec(worker.index, count, os.getpid(), listener, folder, self._started)
+        listener, count = self._listener.fileno(), len(self._workers)
+        spec = WorkerSpec(worker.index, count, os.getpid(), listener, str(self._folder), self._started)
         worker.starts = time.monotonic()
         environment = os.environ | {VARIABLE: json.dumps(asdict(spec))}
         worker.process = start(self._command, environment, pass_fds=(listener,))

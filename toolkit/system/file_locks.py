@@ -19,24 +19,10 @@ SILENT_SECONDS = 1.0  # of waiting, before a line is printed
 
 
 def acquire(path: Path, what: str) -> FileLock:
-    """Take a lock at once, or fail.
+    """Take a lock at once, or raise a SettingsError that says what happens under it: ``run 4 is being trained``.
 
-    Parameters
-    ----------
-    path
-        Its file; a missing folder is created. The file holds the id of the process that has the lock.
-    what
-        What happens under the lock, for the error: ``run 4 is being trained``.
+    A missing folder is created. The file holds the id of the process that has the lock.
 
-    Raises
-    ------
-    SettingsError
-        Another process has the lock, or this one already.
-    OSError
-        The file cannot be written.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with acquire(Path(folder, "run.lock"), "run 4 is being trained"):
@@ -69,20 +55,7 @@ def hold(path: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def wait_for(path: Path, message: str) -> Iterator[None]:
-    """Hold a lock once no other process has it, and remove its file.
-
-    Parameters
-    ----------
-    path
-        Its file.
-    message
-        Printed when the wait takes more than a second.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written.
-    """
+    """Hold a lock once no other process has it, and remove its file; a longer wait prints the message."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=SILENT_SECONDS)
@@ -99,22 +72,8 @@ def wait_for(path: Path, message: str) -> Iterator[None]:
 def try_lock(path: Path, seconds: float, stop: threading.Event | None = None) -> Iterator[bool]:
     """Hold a lock, or continue without it: if no file can be written, or another process does not free it in time.
 
-    Parameters
-    ----------
-    path
-        Its file, which stays; a missing folder is created.
-    seconds
-        Maximum wait.
-    stop
-        Ends the wait when it is set.
+    The file stays; a missing folder is created. The wait ends when ``stop`` is set. Yields whether the lock is held.
 
-    Yields
-    ------
-    bool
-        Whether the lock is held.
-
-    Examples
-    --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder, try_lock(Path(folder, "lock"), 0) as first:
     ...     with try_lock(Path(folder, "lock"), 0) as second:

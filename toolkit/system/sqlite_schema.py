@@ -23,30 +23,22 @@ def migrate_once(
 ) -> Path | None:
     """Create the tables of an SQLite file, or migrate them; other processes wait meanwhile.
 
-    A file without data, as an interrupted first start leaves it, is recreated.
+    A file without data, as an interrupted first start leaves it, is recreated. When ``migrate`` raises, the file is as
+    it was.
 
     Parameters
     ----------
     path
         The file; a missing or an empty one gets its first tables.
-    is_current
-        Whether a file has the schema.
-    migrate
-        Gives a file the schema, in any number of steps.
+    is_current, migrate
+        Say whether a file has the schema, and give it the schema, in any number of steps.
     seconds
-        Maximum wait for other programs that use the file.
+        Maximum wait for other programs that use the file; an sqlite3.Error if it takes longer.
 
     Returns
     -------
     Path | None
         A file with the former content, when there was data in it.
-
-    Raises
-    ------
-    sqlite3.Error
-        It is no database, cannot be written, or is in use for too long.
-    Exception
-        Of ``migrate``; the file is as it was.
 
     Examples
     --------
@@ -92,15 +84,7 @@ def tables_of(path: Path) -> set[str]:
 
 
 def revision_of(path: Path, seconds: float = 5.0) -> str | None:
-    """The revision that Alembic wrote into a database file; None without one.
-
-    Parameters
-    ----------
-    path
-        The file.
-    seconds
-        Maximum wait for writers.
-    """
+    """The revision that Alembic wrote into a database file; None without one."""
     with closing(sqlite3.connect(path, timeout=seconds)) as database:
         if "alembic_version" not in _tables(database):
             return None

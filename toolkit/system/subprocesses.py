@@ -31,32 +31,16 @@ def module_environment(variables: Mapping[str, str] | None = None) -> dict[str, 
 def start(command: Sequence[str], environment: Mapping[str, str], **options: Any) -> "subprocess.Popen[bytes]":
     """Start a child in a session of its own, so that Ctrl-C at a terminal reaches the parent alone.
 
-    Its standard input is a pipe that ends when the parent does: see ``on_parent_exit``.
-
-    Parameters
-    ----------
-    command, environment
-        Of the child.
-    options
-        Of ``subprocess.Popen``.
-
-    Raises
-    ------
-    OSError
-        The system cannot start it.
+    Its standard input is a pipe that ends when the parent does: see ``on_parent_exit``. An OSError is raised if the
+    system cannot start it.
     """
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True, **options)
 
 
 def stop(children: "Collection[subprocess.Popen[bytes]]", grace: float) -> None:
-    """End children by SIGTERM, and by SIGKILL those that still run after the grace.
+    """End children by SIGTERM, and by SIGKILL those that still run after ``grace`` seconds for all together.
 
-    Parameters
-    ----------
-    children
-        Processes to end.
-    grace
-        Seconds for all together. An exception, such as a second Ctrl-C, ends it early.
+    An exception, such as a second Ctrl-C, ends the grace early.
     """
     deadline = time.monotonic() + grace
     try:
@@ -72,15 +56,8 @@ def stop(children: "Collection[subprocess.Popen[bytes]]", grace: float) -> None:
 
 
 def exit_reason(status: int) -> str:
-    """The end of a process, in words.
+    """The end of a process with this status, or killed by the signal of that negative number, in words.
 
-    Parameters
-    ----------
-    status
-        Exit status, or minus the number of the signal that killed it.
-
-    Examples
-    --------
     >>> exit_reason(3), exit_reason(-11)
     ('ended with status 3', 'was killed by SIGSEGV')
     >>> exit_reason(-9)
@@ -93,21 +70,9 @@ def exit_reason(status: int) -> str:
 
 
 class Child:
-    """A module of the project that runs in a process of its own; there, ``Parent`` is the other end.
+    """A module of the project that runs as by ``python -m`` in a process of its own; ``Parent`` is the other end.
 
-    Parameters
-    ----------
-    module
-        Run as ``python -m`` would.
-    variables
-        Added to its environment.
-    discard_stderr
-        Whether its standard error is discarded, not this process's.
-
-    Raises
-    ------
-    OSError
-        The system cannot start it.
+    ``variables`` are added to its environment. An OSError is raised if the system cannot start it.
     """
 
     def __init__(
@@ -119,13 +84,7 @@ class Child:
         )
 
     def send(self, message: Any) -> None:
-        """Send a JSON value; does nothing once the child has ended.
-
-        Raises
-        ------
-        TypeError
-            JSON has no such value.
-        """
+        """Send a JSON value; does nothing once the child has ended."""
         line = _line(message)
         if self.process.stdin:
             with suppress(OSError):
@@ -168,13 +127,7 @@ class Parent:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, message: Any) -> None:
-        """Send a JSON value, from any thread.
-
-        Raises
-        ------
-        TypeError
-            JSON has no such value.
-        """
+        """Send a JSON value, from any thread."""
         self._sender.submit(self._write, _line(message)).result()
 
     def receive(self) -> Any:
