@@ -9,17 +9,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from model_registry import ModelRegistry
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image
-from support.servers import free_port, wait_until_answers
-from toolkit.bundle.baseline import Baseline
+from support.servers import NO_TLS, free_port, wait_until_answers
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, save_bundle
 from toolkit.tracking import connection
@@ -32,6 +31,7 @@ TIMEOUT_MS = 1000 * MAX_WAIT_S
 REFRESH_MS = 4_000  # as in dashboard.js
 MARKUP = "<img src=x onerror=alert(1)>"  # the class of red images: text, on every page and in every message
 CLASSES = ("blue", "green", MARKUP)
+KEY = "schlüssel €"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed; apt-get install chromium")
 
@@ -42,6 +42,7 @@ class Site:
     def __init__(self, folder, **variables):
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=MAX_WAIT_S, verify=NO_TLS)
         self.registry = f"sqlite:///{folder / 'registry.db'}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MONITORING_"))}
         self._variables = {**kept, **variables}
@@ -68,14 +69,11 @@ class Site:
 
     def promote(self, classes):
         """Register the colour model under these class names, and put it into Production."""
-        with contextlib.chdir(self.folder):  # where MLflow puts the artifacts of a database
-            self._promote(classes)
-
-    def _promote(self, classes):
-        client, program = connection.connect(self.registry), Program(ColourNetwork())
-        colours = colour_baseline(program)
-        baseline = Baseline(classes, colours.probabilities, colours.labels, colours.hashes)
-        with Run(client, "training", role="final", name="colours") as run:
+        program = Program(ColourNetwork())
+        baseline = replace(colour_baseline(program), classes=classes)
+        client = connection.connect(self.registry)
+        # MLflow puts the artifacts of a database into the working directory.
+        with contextlib.chdir(self.folder), Run(client, "training", role="final", name="colours") as run:
             target, model_id = self.folder / f"bundle-{run.id}", run.new_model()
             digest = save_bundle(
                 target, program, colour_card(classes=classes), baseline, run_id=run.id, model_id=model_id
@@ -86,14 +84,10 @@ class Site:
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
     def get(self, address):
-        return httpx.get(f"{self.url}/{address}", timeout=MAX_WAIT_S).raise_for_status().json()
+        return self.client.get(f"/{address}").raise_for_status().json()
 
     def wait_for(self, address, condition):
-        deadline = time.monotonic() + MAX_WAIT_S
-        while not condition(answer := self.get(address)):
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.2)
-        return answer
+        return wait_until(lambda: condition(answer := self.get(address)) and answer)
 
     def predict(self, cases):
         """Send images of colours, and a label of each."""
@@ -102,12 +96,12 @@ class Site:
             files = [
                 ("files", (f"{seed}.png", colour_image(colour, seed))) for seed, (colour, _) in enumerate(some, first)
             ]
-            results = httpx.post(f"{self.url}/predict/batch", files=files, timeout=MAX_WAIT_S).json()["results"]
+            results = self.client.post("/predict/batch", files=files).json()["results"]
             labels = [
                 {"prediction_id": one["prediction"]["prediction_id"], "label": label}
                 for one, (_, label) in zip(results, some, strict=True)
             ]
-            answer = httpx.post(f"{self.url}/feedback", json=labels, timeout=MAX_WAIT_S).json()
+            answer = self.client.post("/feedback", json=labels).json()
             assert answer == {"recorded": len(labels)}
 
     def labels(self):
@@ -136,18 +130,14 @@ def site(tmp_path_factory):
         site.stop()
 
 
-@pytest.fixture
-def new_site(tmp_path):
-    """A function that starts a service without any model; it ends with the test."""
-    sites = []
-
-    def start(**variables):
-        sites.append(Site(tmp_path, **variables))
-        sites[-1].start()
-        return sites[-1]
-
-    yield start
-    for site in sites:
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A service with keys, and without any model until the last of its tests."""
+    site = Site(tmp_path_factory.mktemp("guarded"), SERVE_PREDICT_KEY=KEY, SERVE_ADMIN_KEY="another")
+    site.start()
+    try:
+        yield site
+    finally:
         site.stop()
 
 
@@ -339,56 +329,19 @@ def test_a_file_that_is_no_image_is_refused_with_a_link(site, visit):
 # --- without a model, without a service -------------------------------------------------------
 
 
-def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(new_site, visit):
-    site = new_site(SERVE_PREDICT_KEY="schlüssel €")
-    seen = visit(f"{site.url}/dashboard")
-    page = seen.page
-    expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
-    reason = "no model 'image-classifier' is registered yet"
-    reason = site.wait_for("health", lambda health: health["reason"].startswith(reason))["reason"]
-    expect(page.locator("#banner")).to_have_text(f"No model is loaded yet: {reason}.", timeout=TIMEOUT_MS)
-    expect(page.locator("#model")).to_have_text("No model is loaded yet.")
-    expect(page.locator("#alerts")).to_contain_text("No alerts.")
-
-    site.promote(COLOURS)
-    expect(page.locator("#state")).to_have_text("ok", timeout=TIMEOUT_MS)
-    expect(page.locator("#banner")).to_be_hidden()
-    expect(page.locator("#release")).to_have_text("version 1 · Production")
-
-    seen.expected = "status of 40[13]"
-    choose(page, colour_image("red"))
-    expect(page.locator("#answer .error")).to_contain_text("key-missing")
-    for key, answer in (("wrong", "key-wrong"), ("schlüssel €", "red")):
-        expect(page.locator("#key")).to_be_focused()
-        page.keyboard.type(key)
-        page.keyboard.press("Enter")
-        expect(page.locator("#answer")).to_contain_text(answer)
-    expect(page.locator("#key-form")).to_be_hidden()
-    page.locator("#label").select_option("red")
-    page.locator("#label-form button").click()
-    expect(page.locator("#feedback")).to_have_text("Recorded: red. The prediction was correct.")
-    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.search]") == [
-        0,
-        0,
-        "",
-        "",
-    ]
-
-
-def test_the_dashboard_shows_an_unreachable_service(new_site, visit):
-    site = new_site()
-    seen = visit(f"{site.url}/dashboard")
+def test_the_dashboard_shows_an_unreachable_service(guarded, visit):
+    seen = visit(f"{guarded.url}/dashboard")
     page = seen.page
     expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
     seen.expected = "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE"
-    site.stop()
+    guarded.stop()
     expect(page.locator("#banner")).to_contain_text(
         "The service cannot be reached; the data shown is from", timeout=TIMEOUT_MS
     )
     expect(page.locator("#state")).to_have_text("no answer")
     expect(page.locator("main")).to_have_class("stale")
     expect(page.locator("#metrics .tile").first).to_be_visible()
-    site.start()
+    guarded.start()
     expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
     expect(page.locator("main")).not_to_have_class("stale")
 
@@ -458,7 +411,7 @@ def test_swagger_lists_every_route_and_every_problem(site, visit):
 
 
 def test_the_type_of_a_problem_leads_to_its_entry(site, visit):
-    problem = httpx.get(f"{site.url}/nowhere").json()
+    problem = site.client.get("/nowhere").json()
     page = visit(f"{site.url}{problem['type']}").page
     expect(page.locator(".opblock").first).to_be_visible()
     expect(page.locator(":target h3")).to_contain_text(problem["title"])
@@ -482,9 +435,8 @@ def test_swagger_tries_a_prediction_and_its_feedback(site, visit):
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "header"])
-def test_swagger_sends_the_key_that_it_is_given(new_site, visit, scheme):
-    site = new_site(SERVE_PREDICT_KEY="a key", SERVE_ADMIN_KEY="another")
-    seen = visit(f"{site.url}/docs")
+def test_swagger_sends_the_key_that_it_is_given(guarded, visit, scheme):
+    seen = visit(f"{guarded.url}/docs")
     seen.expected = "status of 401"
     reload = operation(seen.page, "post", "/admin/reload")
     reload.get_by_role("button", name="Try it out").click()
@@ -497,6 +449,41 @@ def test_swagger_sends_the_key_that_it_is_given(new_site, visit, scheme):
     seen.page.locator(".close-modal").click()
     status, found = execute(reload)
     assert (status, found["model"]) == (200, None)
+
+
+# --- with the first model ------------------------------------------------------------------------
+
+
+def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(guarded, visit):
+    site = guarded
+    seen = visit(f"{site.url}/dashboard")
+    page = seen.page
+    expect(page.locator("#state")).to_have_text("waiting", timeout=TIMEOUT_MS)
+    reason = "no model 'image-classifier' is registered yet"
+    reason = site.wait_for("health", lambda health: health["reason"].startswith(reason))["reason"]
+    expect(page.locator("#banner")).to_have_text(f"No model is loaded yet: {reason}.", timeout=TIMEOUT_MS)
+    expect(page.locator("#model")).to_have_text("No model is loaded yet.")
+    expect(page.locator("#alerts")).to_contain_text("No alerts.")
+
+    site.promote(COLOURS)
+    expect(page.locator("#state")).to_have_text("ok", timeout=TIMEOUT_MS)
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.locator("#release")).to_have_text("version 1 · Production")
+
+    seen.expected = "status of 40[13]"
+    choose(page, colour_image("red"))
+    expect(page.locator("#answer .error")).to_contain_text("key-missing")
+    for key, answer in (("wrong", "key-wrong"), (KEY, "red")):
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type(key)
+        page.keyboard.press("Enter")
+        expect(page.locator("#answer")).to_contain_text(answer)
+    expect(page.locator("#key-form")).to_be_hidden()
+    page.locator("#label").select_option("red")
+    page.locator("#label-form button").click()
+    expect(page.locator("#feedback")).to_have_text("Recorded: red. The prediction was correct.")
+    kept = "[localStorage.length, sessionStorage.length, document.cookie, location.search]"
+    assert page.evaluate(kept) == [0, 0, "", ""]
 
 
 # --- MLflow's own pages -------------------------------------------------------------------------

@@ -81,12 +81,12 @@ def test_from_a_training_to_the_report_of_what_was_served(run, installed, tmp_pa
     said = run("train-cnn", "--data", "colours", "--epochs", "1", "--image-size", "16", "--register")
     assert "next: model-registry promote 1 Production\n" in said
     assert "next: serve-model\n" in run("model-registry", "promote", "1", "Production")
-    (version,) = json.loads(run("model-registry", "list", "--json"))
-    assert (version["version"], version["stage"]) == (1, "Production")
-    assert "\n- code: 0.1.0\n" in run("model-registry", "show", "1")
+    page = run("model-registry", "show", "1")
+    assert re.search(r"^stage +Production$", page, re.MULTILINE)
+    assert "\n- code: 0.1.0\n" in page
 
     url = f"http://127.0.0.1:{free_port()}"
-    command = [installed / "serve-model", "--port", url.rpartition(":")[2]]
+    command = [installed / "serve-model", "--engine", "torch", "--port", url.rpartition(":")[2]]
     with Path("log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as service:
         try:
             wait_until_answers(f"{url}/readyz", service)

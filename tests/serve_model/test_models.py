@@ -4,19 +4,14 @@ import base64
 import hmac
 import json
 import sqlite3
+from types import SimpleNamespace
 
 import numpy as np
 
 from serve_model import ServeSettings
 from support.colours import COLOURS, colour_image
-from support.running_service import (
-    RED,
-    SPOILED,
-    problem,
-    serving,
-    wait_until,
-    windows_of,
-)
+from support.running_service import RED, SPOILED, problem, serving, wait_until, windows_of
+from support.servers import free_port
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.tracking.connection import connect
 
@@ -47,6 +42,15 @@ def test_nan_is_never_a_class(registered, tmp_path):
             assert served.monitor.writer_stats()["dropped"] > 0
             database.execute("ROLLBACK")
         database.close()
+
+
+def test_a_service_without_a_registry_waits(tmp_path):
+    away = SimpleNamespace(uri=f"http://127.0.0.1:{free_port()}", name="colours")
+    with serving(away, tmp_path, ready=False) as served:
+        health = served.client.get("/health").json()
+        assert (health["status"], health["registry"]["reachable"]) == ("waiting", False)
+        problem(served.client.get("/readyz"), 503, "not-ready")
+    assert list(tmp_path.glob("*.db")) == []  # nothing was predicted, so nothing is kept
 
 
 def test_a_model_that_another_tool_promoted_is_served(registered, tmp_path):

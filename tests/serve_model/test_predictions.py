@@ -9,17 +9,7 @@ import pytest
 
 from monitoring import ModelMonitor
 from support.colours import COLOURS, colour_image, encode
-from support.running_service import (
-    BLUE,
-    GREEN,
-    MEMBERS,
-    RED,
-    RegisteredModel,
-    problem,
-    serving,
-    wait_until,
-    windows_of,
-)
+from support.running_service import BLUE, GREEN, MEMBERS, RED, RegisteredModel, problem, serving, wait_until, windows_of
 from toolkit.images.decoding import load_image
 
 

@@ -16,22 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitoring import ModelMonitor
 from support import MAX_WAIT_S, ROOT
 from support.running_service import BLUE, GREEN, RED, RegisteredModel, problem, process, refused, wait_until
-from support.scripts import error_line, run_script
-from support.servers import free_port
 
 
 def test_a_service_from_start_to_end(registered, tmp_path):
-    words = [
-        "--tracking-uri",
-        registered.uri,
-        "--model-name",
-        registered.name,
-        "--poll-interval",
-        "0.2",
-        "--drain-timeout",
-        "99",
-    ]
-    words += ["--shutdown-timeout", "600", "--request-timeout", "600", "--body-timeout", "600", "--read-timeout", "600"]
+    words = ["--tracking-uri", registered.uri, "--model-name", registered.name, "--poll-interval", "0.2"]
+    words += ["--engine", "torch", "--drain-timeout", "99", "--shutdown-timeout", "600"]
+    words += ["--request-timeout", "600", "--body-timeout", "600", "--read-timeout", "600"]
     with process(tmp_path, *words) as service:
         ask = service.ask
         assert ask("GET", "/livez").status_code == 200
@@ -51,7 +41,7 @@ def test_a_service_from_start_to_end(registered, tmp_path):
         stop = threading.Event()
 
         def client():
-            with httpx.Client(base_url=service.url, timeout=MAX_WAIT_S, trust_env=False) as connection:
+            with service.connect() as connection:
                 while not stop.wait(0.01):  # the core that the tests have is needed for the new version too
                     answers.append(connection.post("/predict", content=RED))
 
@@ -117,30 +107,6 @@ def test_a_service_from_start_to_end(registered, tmp_path):
     }  # fmt: skip
 
 
-def test_a_service_without_a_registry_waits_and_ends(tmp_path):
-    with process(tmp_path, "--tracking-uri", f"http://127.0.0.1:{free_port()}", "--drain-timeout", "0.1") as service:
-        wait_until(lambda: service.ask("GET", "/health").json()["registry"]["problem"])
-        health = service.ask("GET", "/health").json()
-        assert (health["status"], health["registry"]["reachable"]) == ("waiting", False)
-        problem(service.ask("GET", "/readyz"), 503, "not-ready")
-        assert service.end() == 0
-    assert "Traceback" not in service.errors.read_text()
-    assert list(tmp_path.glob("*.db")) == []  # nothing was predicted, so nothing is kept
-
-
-def test_a_port_in_use_is_one_line_and_status_2():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        result = run_script("serve_model.py", "--port", port)
-    line = error_line(result)
-    assert f"port {port}: " in line
-    assert "in use" in line
-    assert result.stderr.strip() == line
-    assert result.stdout == ""
-
-
 class TwoWorkers:
     """A service of two processes, which ends with the test that asks it to."""
 
@@ -154,7 +120,7 @@ class TwoWorkers:
         """An answer of each process, by index; each request has a connection of its own, which either may take."""
         found = {}
         while set(found) != {1, 2}:
-            with httpx.Client(base_url=self.service.url, timeout=MAX_WAIT_S, trust_env=False) as client:
+            with self.service.connect() as client:
                 index = client.get("/health").json()["worker"]["index"]
                 if index not in found:
                     found[index] = client.request(method, path, **words)
@@ -214,15 +180,9 @@ def test_metrics_are_sums_over_all_processes(two_workers):
         assert programs["serve_requests_total", "POST", "/predict", "200"] == 4
         assert programs["serve_stage_seconds_count", "infer"] == programs["serve_batch_size_sum",] == 4
         assert programs["serve_monitor_predictions_total", "written"] == 4
-        assert {key: value for key, value in programs.items() if key[0] == "serve_model_info"} == {
-            (
-                "serve_model_info",
-                two_workers.registered.registry.get(1).digest,
-                two_workers.registered.name,
-                "Production",
-                "1",
-            ): 2
-        }
+        version = two_workers.registered.registry.get(1)
+        info = ("serve_model_info", version.digest, version.name, "Production", "1")
+        assert {key: value for key, value in programs.items() if key[0] == info[0]} == {info: 2}
     windows = wait_until(
         lambda: (found := two_workers.metrics()[0]["monitor"]["windows"]["short"])["n"] == 4 and found
     )  # both write to one store

@@ -16,14 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve_model import ServeSettings, create_app
 from support import MAX_WAIT_S
 from support.colours import COLOURS, encode
-from support.running_service import (
-    GREEN,
-    RED,
-    BlockingEngine,
-    problem,
-    use_engine,
-    wait_until,
-)
+from support.running_service import GREEN, RED, BlockingEngine, problem, use_engine, wait_until
 from toolkit.images.decoding import load_image
 from toolkit.serving.routes import inference_protocols
 

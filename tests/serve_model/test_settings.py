@@ -1,5 +1,6 @@
 """Settings of the service, and an application that is not started."""
 
+import socket
 import sys
 import threading
 
@@ -12,10 +13,10 @@ from toolkit.system.metrics import usable_cores
 
 
 def test_making_an_application_opens_nothing(tmp_path):
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     create_app(ServeSettings(tracking_uri="http://127.0.0.1:1", monitor_store="not/there.db"))
     assert list(tmp_path.iterdir()) == []
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= threads
 
 
 def test_processes_share_the_cores():
@@ -32,6 +33,14 @@ def test_a_worker_spec_from_elsewhere_is_an_error(monkeypatch):
     monkeypatch.setenv(VARIABLE, "1")
     with pytest.raises(ToolkitError, match=f"{VARIABLE} is for the workers that a running service starts: unset it"):
         main()
+
+
+def test_a_port_in_use_is_an_error(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["serve_model.py", "--port", str(port)])
+        with pytest.raises(ToolkitError, match=rf"^cannot listen on 127\.0\.0\.1 port {port}: .*in use"):
+            main()
 
 
 @pytest.mark.parametrize(
@@ -52,10 +61,7 @@ def test_a_worker_spec_from_elsewhere_is_an_error(monkeypatch):
         (["--alert-webhook", "http://example.com/x"], "webhook must be an https address, or http on this machine"),
         (["--ignore", "brightness"], "ignore must be one of accuracy, confidence_distribution, .*; got 'brightness'"),
         (["--keep-days", "0"], "--keep-days must be more than 0, got 0"),
-        (
-            ["--allow-origin", "https://a.example/page"],
-            "--allow-origin must be origins such as https://app.example:8443",
-        ),
+        (["--allow-origin", "https://a.example/page"], "--allow-origin must be origins such as https://app.example:84"),
         (["--allow-origin", "a.example"], "--allow-origin must be origins such as https://app.example:8443"),
         (["--on-immediate", "panic"], "--on-immediate must be one of nothing, rollback, got panic"),
         (["--admin-key=secret"], "keys come from SERVE_PREDICT_KEY, SERVE_ADMIN_KEY and"),

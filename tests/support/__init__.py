@@ -9,8 +9,9 @@ MAX_WAIT_S = 600.0  # what a test waits for comes sooner on the busiest machine,
 
 def wait_until(condition, seconds=MAX_WAIT_S):
     """Poll a condition until it is true, and return its value."""
-    deadline = monotonic() + seconds
+    deadline, pause = monotonic() + seconds, 0.01
     while not (value := condition()):
         assert monotonic() < deadline, f"not true within {seconds} s"
-        sleep(0.01)
+        sleep(pause)
+        pause = min(2 * pause, 0.1)
     return value

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from fastapi import FastAPI
 
 from model_registry import ModelRegistry
 from serve_model import ServeSettings, create_app
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.colours import colour_image, encode
+from support.servers import NO_TLS
 from toolkit.bundle.files import PROGRAM
 from toolkit.serving.http.server import Server, ServerConfig, listen
 from toolkit.serving.problems import MEDIA_TYPE
@@ -76,7 +76,7 @@ class Served:
 
 
 @contextmanager
-def serving(registered, folder, **settings):
+def serving(registered, folder, *, ready=True, **settings):
     store = folder / f"monitoring-{registered.name}.db"
     words = {"poll_interval": 3600, "monitor_store": str(store), "threads": 2, "max_queue": 6, "max_batch": 4}
     words |= {
@@ -96,22 +96,14 @@ def serving(registered, folder, **settings):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False) as client:
+        with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False, verify=NO_TLS) as client:
             wait_until(lambda: client.get("/health").json()["registry"]["last_poll"])
-            wait_until(lambda: client.get("/health").json()["ready"])
+            wait_until(lambda: not ready or client.get("/health").json()["ready"])
             yield Served(app, client, registered, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)
         thread.join(MAX_WAIT_S)
     assert not thread.is_alive()
-
-
-def wait_until(condition, seconds=MAX_WAIT_S):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 def problem(response, status, slug):
@@ -183,8 +175,12 @@ class Process:
     def lines(self):
         return [json.loads(line) for line in self.errors.read_text().splitlines()]
 
+    def connect(self):
+        return httpx.Client(base_url=self.url, timeout=MAX_WAIT_S, trust_env=False, verify=NO_TLS)
+
     def ask(self, method, path, **words):
-        return httpx.request(method, self.url + path, timeout=MAX_WAIT_S, trust_env=False, **words)
+        with self.connect() as client:
+            return client.request(method, path, **words)
 
     def end(self):
         self.popen.send_signal(signal.SIGTERM)
@@ -208,7 +204,7 @@ def process(folder, *words, **variables):
 def refused(url):
     """Whether nothing listens there any more."""
     try:
-        httpx.get(url + "/livez", timeout=MAX_WAIT_S, trust_env=False)
+        httpx.get(url + "/livez", timeout=MAX_WAIT_S, trust_env=False, verify=NO_TLS)
     except httpx.TransportError:
         return True
     return False

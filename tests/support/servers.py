@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from support import MAX_WAIT_S
 from toolkit.tracking.connection import connect
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without one, each new client of httpx reads certificates for 20 ms
 
 
 def free_port():

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, wait_until
+from support.servers import free_port
 from toolkit.errors import SettingsError
 from toolkit.serving.workers import MAX_ATTEMPTS, VARIABLE, OneAtATimeListener, WorkerGroup, WorkerSpec
 
@@ -66,7 +67,7 @@ class Service:
                 [sys.executable, "-c", START, worker, str(port)],
                 stderr=errors,
                 cwd=folder,
-                env={**os.environ, "TMPDIR": str(self.temporary), "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "TMPDIR": str(self.temporary)},
             )
         self.process = psutil.Process(self.popen.pid)
 
@@ -102,26 +103,14 @@ class Service:
 
 @contextmanager
 def serving(folder, worker=WORKER):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = Service(folder, worker, port)
+    started = Service(folder, worker, free_port())
     try:
         yield started
     finally:
         if started.popen.poll() is None:
-            left = [started.process, *started.workers()]
-            for process in left:
+            for process in (started.process, *started.workers()):
                 process.kill()
             started.popen.wait(MAX_WAIT_S)
-
-
-def wait_until(condition, seconds=MAX_WAIT_S):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 def test_killed_workers_are_replaced_and_all_end_together(tmp_path):
@@ -310,13 +299,8 @@ with tempfile.NamedTemporaryFile() as file:
 
 def arenas(*arguments, **environment):
     kept = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
-    return subprocess.run(
-        [sys.executable, "-c", ARENAS, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=kept | {"PYTHONPATH": str(ROOT), **environment},
-    ).stdout.strip()
+    command = [sys.executable, "-c", ARENAS, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=kept | environment).stdout.strip()
 
 
 @pytest.mark.skipif(

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from toolkit.system.subprocesses import Child, module_command, module_environment, start, stop
 
 # A module that a child runs: it answers each message by what the message names.
@@ -63,13 +62,6 @@ def gone(pid):
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + MAX_WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_messages_go_both_ways_in_order_whatever_their_size_and_signs(child):
