@@ -22,7 +22,7 @@ class NaNForRedNetwork(ColourNetwork):
         return torch.where(spoiled, torch.nan, super().forward(images))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def uri(tmp_path_factory, log_colour_run):
     """A store with three studies: ``plain``, ``unsure`` with low confidence, ``nan_for_red`` with NaN for red."""
     folder = tmp_path_factory.mktemp("store")

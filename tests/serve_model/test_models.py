@@ -4,14 +4,12 @@ import base64
 import hmac
 import json
 import sqlite3
-from types import SimpleNamespace
 
 import numpy as np
 
 from serve_model import ServeSettings
 from support.colours import COLOURS, colour_image
 from support.running_service import RED, SPOILED, problem, serving, wait_until, windows_of
-from support.servers import free_port
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.tracking.connection import connect
 
@@ -44,15 +42,6 @@ def test_nan_is_never_a_class(registered, tmp_path):
         database.close()
 
 
-def test_a_service_without_a_registry_waits(tmp_path):
-    away = SimpleNamespace(uri=f"http://127.0.0.1:{free_port()}", name="colours")
-    with serving(away, tmp_path, ready=False) as served:
-        health = served.client.get("/health").json()
-        assert (health["status"], health["registry"]["reachable"]) == ("waiting", False)
-        problem(served.client.get("/readyz"), 503, "not-ready")
-    assert list(tmp_path.glob("*.db")) == []  # nothing was predicted, so nothing is kept
-
-
 def test_a_model_that_another_tool_promoted_is_served(registered, tmp_path):
     client = connect(registered.uri)
     (run,) = client.search_runs([client.get_experiment_by_name("plain").experiment_id])
@@ -71,36 +60,6 @@ def test_a_model_that_another_tool_promoted_is_served(registered, tmp_path):
         registered.registry.transition_model_stage(1, "Production")
         assert served.client.post("/admin/reload").json()["outcome"] == "unchanged"
         assert served.client.get("/health").json()["registry"]["contradiction"] is None
-
-
-def test_an_altered_version_leaves_the_old_one_serving(registered, tmp_path):
-    registered.promote("plain")
-    with serving(registered, tmp_path) as served:
-        reload = lambda: served.client.post("/admin/reload").json()  # noqa: E731
-        version = registered.promote("unsure")
-        path = registered.program(version)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
-        try:
-            assert reload()["outcome"] == "failed"
-            found = served.predict().json()
-            assert (found["model"]["version"], found["predicted_class"]) == (1, "red")
-            health = served.client.get("/health").json()
-            assert (health["status"], health["ready"]) == ("degraded", True)
-            assert health["reason"].startswith("version 2 cannot be loaded: ")
-            assert health["registry"]["load_failure"]["version"] == 2
-            assert "altered" in health["registry"]["load_failure"]["reason"]
-            assert str(tmp_path.parent) not in json.dumps(health)
-            assert served.client.get("/readyz").json()["version"] == "1"
-        finally:
-            path.write_bytes(whole)
-        assert reload()["outcome"] == "loaded"
-        assert served.predict().json()["model"]["version"] == 2
-        assert served.client.get("/health").json()["status"] == "ok"
-        registered.registry.rollback()
-        assert reload()["outcome"] == "loaded"
-        assert served.predict().json()["model"]["version"] == 1
-        assert served.client.get("/metrics").json()["model_changes"] == 3
 
 
 def test_a_confirmed_large_drop_of_accuracy_rolls_back(registered, tmp_path, receiver):

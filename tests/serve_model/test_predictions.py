@@ -3,6 +3,7 @@
 import base64
 import json
 import sqlite3
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_top_k_is_the_number_of_classes(served):
 
 
 def test_images_of_a_batch_fail_alone(served):
-    images = [RED, b"this is no image", GREEN, encode(np.zeros((1001, 1000, 3), np.uint8))]
+    errors = lambda: Counter(served.client.get("/metrics").json()["errors"])  # noqa: E731
+    images, before = [RED, b"this is no image", GREEN, encode(np.zeros((1001, 1000, 3), np.uint8))], errors()
     answer = served.client.post("/predict/batch", files=[("files", image) for image in images], params={"top_k": 1})
     assert answer.status_code == 200
     results = answer.json()["results"]
@@ -61,6 +63,7 @@ def test_images_of_a_batch_fail_alone(served):
     assert all(len(one["prediction"]["top_k"]) == 1 for one in results if "prediction" in one)
     assert results[1]["error"]["request_id"] == answer.headers["X-Request-ID"]
     assert set(results[1]["error"]) == MEMBERS
+    assert errors() - before == {"undecodable-image": 1, "image-too-large": 1}
 
 
 def test_a_batch_has_a_limit(served):

@@ -230,6 +230,7 @@ def test_an_internal_error_reveals_nothing(served):
         assert "secret" not in json.dumps(document)
         results = served.client.post("/predict/batch", files=[("files", RED)]).json()["results"]
         assert results[0]["error"]["status"] == 500
+        assert "secret" not in results[0]["error"]["detail"]
     assert served.predict().status_code == 200
     assert served.admission.in_flight == 0
 

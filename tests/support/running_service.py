@@ -76,7 +76,7 @@ class Served:
 
 
 @contextmanager
-def serving(registered, folder, *, ready=True, **settings):
+def serving(registered, folder, **settings):
     store = folder / f"monitoring-{registered.name}.db"
     words = {"poll_interval": 3600, "monitor_store": str(store), "threads": 2, "max_queue": 6, "max_batch": 4}
     words |= {
@@ -97,8 +97,7 @@ def serving(registered, folder, *, ready=True, **settings):
     thread.start()
     try:
         with httpx.Client(base_url=url, timeout=MAX_WAIT_S, trust_env=False, verify=NO_TLS) as client:
-            wait_until(lambda: client.get("/health").json()["registry"]["last_poll"])
-            wait_until(lambda: not ready or client.get("/health").json()["ready"])
+            wait_until(lambda: client.get("/health").json()["ready"])
             yield Served(app, client, registered, store)
     finally:
         server.handle_exit(signal.SIGTERM, None)

@@ -9,7 +9,7 @@ from support.bundles import SavedBundle
 from support.colours import ColourNetwork
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     return SavedBundle(tmp_path_factory.mktemp("bundle") / "model", ColourNetwork(), 1.7)
 

@@ -5,24 +5,19 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, new_prediction_id
 from support import wait_until
-from support.colours import COLOURS, colour_image, encode
+from support.colours import COLOURS, colour_image
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.monitoring.base.ids import parse_prediction_id
 from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.models.manager import ModelManagerConfig
 from toolkit.serving.problems import (
-    IMAGE_TOO_LARGE,
-    INTERNAL,
     INVALID,
-    NON_FINITE,
     NOT_READY,
-    UNDECODABLE,
     Problem,
 )
 from toolkit.serving.service import Component, Service, ServiceConfig
@@ -121,19 +116,6 @@ def test_too_large_a_top_k_is_rejected_before_the_body_is_read(service, top_k):
     service.require_ready(None)
 
 
-def test_each_answer_is_logged_to_the_monitor(service, monitor):
-    data = [colour_image(COLOURS[seed % 3], seed) for seed in range(30)]
-    answers = [predict(service, one) for one in data]
-    assert monitor.record_feedback(answers[0].prediction_id, "red") is True
-    metrics = monitor.calculate_metrics("long")
-    assert (metrics["n"], metrics["n_labels"], metrics["accuracy"]) == (30, 1, 0.0)
-    assert metrics["class_shares"] == dict.fromkeys(COLOURS, 1 / 3)
-    assert metrics["model_version"] == "1"
-    assert metrics["mean_confidence"] == pytest.approx(np.mean([answer.confidence for answer in answers]), abs=2e-3)
-    assert len({answer.prediction_id for answer in answers}) == 30
-    assert metrics["reference_n"] == 30  # the bundle's baseline came with it
-
-
 def test_a_failing_monitor_does_not_fail_predictions(open_service):
     service = open_service(BrokenMonitor())
     answer = predict(service, colour_image("blue"))
@@ -146,47 +128,6 @@ def test_a_failing_monitor_does_not_fail_predictions(open_service):
     assert 'serve_monitor_predictions_total{state="lost"} 3.0' in text
     assert 'serve_alert_notifications_total{notifier="log",state="failed"} 1.0' in text
     assert "serve_window" not in text
-
-
-def test_nan_is_never_a_class(open_service, source, make_bundle, monitor):
-    class NaNForWhite(type(source.bundles[1].program)):
-        def forward(self, images):
-            return super().forward(images) / (images.amax() != 250)  # 0 / 0 or x / 0 for a certain image
-
-    service = open_service()
-    source.bundles[1].program.__class__ = NaNForWhite
-    white = np.full((16, 16, 3), 250, np.uint8)
-    found = problem(lambda: predict(service, encode(white)))
-    assert found.problem_type is NON_FINITE
-    assert predict(service, colour_image("red")).predicted_class == "red"
-    summary = service.metrics.summary()
-    assert summary["non_finite"] == {"1": 1}
-    assert summary["predictions"] == {"1": {"red": 1}}
-    metrics = monitor.calculate_metrics("short")
-    assert (metrics["n"], metrics["non_finite"]) == (2, 1)
-
-
-def test_images_of_a_batch_fail_alone(service, monkeypatch):
-    def explode():
-        raise RuntimeError("secret")
-
-    reads = [read(colour_image("red")), read(b"junk"), explode, read(colour_image("red", size=101))]
-
-    async def all_of_them():
-        jobs = [service.predict_one_of_many(index, one, 1, "abc") for index, one in enumerate(reads)]
-        return await asyncio.gather(*jobs)
-
-    good, junk, broken, large = asyncio.run(all_of_them())
-    assert good.error is None
-    assert good.prediction.predicted_class == "red"
-    assert [one.index for one in (good, junk, broken, large)] == [0, 1, 2, 3]
-    for item, kind in ((junk, UNDECODABLE), (broken, INTERNAL), (large, IMAGE_TOO_LARGE)):
-        assert item.prediction is None
-        assert (item.error.type, item.error.request_id) == (kind.type, "abc")
-    assert "secret" not in broken.error.detail
-    assert service.metrics.summary()["errors"] == {
-        "undecodable-image": 1, "internal-error": 1, "image-too-large": 1
-    }  # fmt: skip
 
 
 def test_status_of_health(open_service, source):
