@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,15 +93,17 @@ def log_colour_run():
         role="final",
         strength=8.0,
         lean=0.0,
+        network=None,
+        classes=COLOURS,
         held_out=slice(300),
         folder=None,
     ):
         with Run(client, experiment, role=role, name="colours") as run:
-            program = Program(ColourNetwork(strength, lean))
-            baseline = colour_baseline(program, held_out=held_out)
+            program = Program(network or ColourNetwork(strength, lean))
+            baseline = replace(colour_baseline(program, held_out=held_out), classes=classes)
             target = (folder or Path.cwd()) / f"bundle-{run.id}"
             model_id = run.new_model()
-            card = colour_card(accuracy=baseline.accuracy)
+            card = colour_card(classes=classes, accuracy=baseline.accuracy)
             digest = save_bundle(target, program, card, baseline, run_id=run.id, model_id=model_id)
             run.model(target, model_id, {DIGEST_TAG: digest})
             run.metrics(metrics or {"best_val_accuracy": 0.9, "mean_cv_accuracy": 0.9})

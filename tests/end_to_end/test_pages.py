@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 
 import httpx
 import pytest
@@ -17,10 +16,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from model_registry import ModelRegistry
 from support import MAX_WAIT_S, ROOT, wait_until
-from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image
-from support.servers import NO_TLS, free_port, wait_until_answers
-from toolkit.bundle.files import DIGEST_TAG
-from toolkit.bundle.program import Program, save_bundle
+from support.colours import COLOURS, colour_image
+from support.servers import NO_TLS, empty_store, free_port, wait_until_answers
 from toolkit.tracking import connection
 from toolkit.tracking.run import Run
 
@@ -43,6 +40,7 @@ class Site:
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=MAX_WAIT_S, verify=NO_TLS)
+        (folder / "registry.db").write_bytes(empty_store())
         self.registry = f"sqlite:///{folder / 'registry.db'}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MONITORING_"))}
         self._variables = {**kept, **variables}
@@ -67,19 +65,10 @@ class Site:
             self._process.wait(MAX_WAIT_S)
             self._process = None
 
-    def promote(self, classes):
+    def promote(self, log_colour_run, classes):
         """Register the colour model under these class names, and put it into Production."""
-        program = Program(ColourNetwork())
-        baseline = replace(colour_baseline(program), classes=classes)
-        client = connection.connect(self.registry)
-        # MLflow puts the artifacts of a database into the working directory.
-        with contextlib.chdir(self.folder), Run(client, "training", role="final", name="colours") as run:
-            target, model_id = self.folder / f"bundle-{run.id}", run.new_model()
-            digest = save_bundle(
-                target, program, colour_card(classes=classes), baseline, run_id=run.id, model_id=model_id
-            )
-            run.model(target, model_id, {DIGEST_TAG: digest})
-            run.metrics({"best_val_accuracy": 0.9})
+        with contextlib.chdir(self.folder):  # where MLflow puts the artifacts of a database
+            log_colour_run(connection.connect(self.registry), classes=classes)
         registry = ModelRegistry(self.registry)
         registry.transition_model_stage(registry.register_best_model("training", "best_val_accuracy"), "Production")
 
@@ -113,10 +102,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, log_colour_run):
     """A service with a model, 50 right answers and 100 wrong ones, and the alert that follows."""
     site = Site(tmp_path_factory.mktemp("site"))
-    site.promote(CLASSES)
+    site.promote(log_colour_run, CLASSES)
     site.start()
     try:
         site.wait_for("health", lambda health: health["ready"])
@@ -454,7 +443,7 @@ def test_swagger_sends_the_key_that_it_is_given(guarded, visit, scheme):
 # --- with the first model ------------------------------------------------------------------------
 
 
-def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(guarded, visit):
+def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(guarded, visit, log_colour_run):
     site = guarded
     seen = visit(f"{site.url}/dashboard")
     page = seen.page
@@ -465,7 +454,7 @@ def test_the_dashboard_waits_for_a_model_and_asks_for_a_key(guarded, visit):
     expect(page.locator("#model")).to_have_text("No model is loaded yet.")
     expect(page.locator("#alerts")).to_contain_text("No alerts.")
 
-    site.promote(COLOURS)
+    site.promote(log_colour_run, COLOURS)
     expect(page.locator("#state")).to_have_text("ok", timeout=TIMEOUT_MS)
     expect(page.locator("#banner")).to_be_hidden()
     expect(page.locator("#release")).to_have_text("version 1 · Production")

@@ -5,13 +5,11 @@ from contextlib import chdir
 import pytest
 import torch
 
-from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.colours import ColourNetwork
 from support.running_service import RegisteredModel, serving
+from support.servers import empty_store
 from support.webhook_receiver import Receiver
-from toolkit.bundle.files import DIGEST_TAG
-from toolkit.bundle.program import Program, save_bundle
 from toolkit.tracking.connection import connect
-from toolkit.tracking.run import Run
 
 
 class NaNForRedNetwork(ColourNetwork):
@@ -26,17 +24,13 @@ class NaNForRedNetwork(ColourNetwork):
 def uri(tmp_path_factory, log_colour_run):
     """A store with three studies: ``plain``, ``unsure`` with low confidence, ``nan_for_red`` with NaN for red."""
     folder = tmp_path_factory.mktemp("store")
+    (folder / "mlflow.db").write_bytes(empty_store())
     uri = f"sqlite:///{folder}/mlflow.db"
     with chdir(folder):
         client = connect(uri)
         for experiment, strength in (("plain", 8.0), ("unsure", 0.2)):
             log_colour_run(client, experiment, role="study", strength=strength)
-        with Run(client, "nan_for_red", role="study", name="nan_for_red") as run:
-            program, model_id = Program(NaNForRedNetwork()), run.new_model()
-            card, baseline = colour_card(), colour_baseline(program)
-            digest = save_bundle(folder / "nan_for_red", program, card, baseline, run_id=run.id, model_id=model_id)
-            run.model(folder / "nan_for_red", model_id, {DIGEST_TAG: digest})
-            run.metrics({"mean_cv_accuracy": 0.9})
+        log_colour_run(client, "nan_for_red", role="study", network=NaNForRedNetwork())
     return uri
 
 

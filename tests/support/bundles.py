@@ -20,7 +20,7 @@ UNPICKLED = "no pickle is ever loaded"
 class SavedBundle:
     """A bundle on disk that tests copy before they break it."""
 
-    def __init__(self, folder, network, temperature):
+    def __init__(self, folder, network, temperature=1.0):
         self.folder, self.network, self.temperature = folder, network, temperature
         program = Program(network, temperature)
         self.card, self.baseline = colour_card(), colour_baseline(program)

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from support import MAX_WAIT_S
-from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.bundles import SavedBundle
+from support.colours import ColourNetwork
 from support.disk import full_disk
-from toolkit.bundle.program import Program, load_bundle, save_bundle
+from toolkit.bundle.program import load_bundle
 from toolkit.errors import BundleError
 from toolkit.serving.models import engines, openvino_cache
 from toolkit.serving.models.engines import (
@@ -41,16 +42,13 @@ ENGINES = ("torch", "OpenVINO float32", "OpenVINO bfloat16", "GPU")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folder and digest of a bundle with probabilities far from 0 and 1."""
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    program = Program(ColourNetwork(strength=1.0))
-    baseline = colour_baseline(program)
-    return folder, save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
+    """A bundle with probabilities far from 0 and 1."""
+    return SavedBundle(tmp_path_factory.mktemp("bundle") / "bundle", ColourNetwork(strength=1.0))
 
 
 @pytest.fixture(scope="module")
 def bundle(saved):
-    return load_bundle(*saved)
+    return load_bundle(saved.folder, saved.digest)
 
 
 def converted(bundle, cache):
@@ -436,10 +434,9 @@ print(seen)
 
 
 def test_openvino_sends_no_telemetry(saved, tmp_path):
-    folder, digest = saved
     variables = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD")}
     result = subprocess.run(
-        [sys.executable, "-c", FRESH, str(folder), digest],
+        [sys.executable, "-c", FRESH, str(saved.folder), saved.digest],
         check=False, capture_output=True, text=True, timeout=MAX_WAIT_S, cwd=tmp_path,
         env={**variables, "HOME": str(tmp_path)},
     )  # fmt: skip

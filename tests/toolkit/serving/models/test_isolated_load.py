@@ -8,8 +8,9 @@ import psutil
 import pytest
 
 from support import wait_until
-from support.colours import ColourNetwork, colour_baseline, colour_card
-from toolkit.bundle.program import Program, open_bundle_lazily, save_bundle
+from support.bundles import SavedBundle
+from support.colours import ColourNetwork
+from toolkit.bundle.program import open_bundle_lazily
 from toolkit.errors import BundleError
 from toolkit.serving.models.engines import select_engine
 from toolkit.serving.models.isolated_load import IsolatedLoader
@@ -18,11 +19,8 @@ from toolkit.serving.models.openvino_cache import is_cached
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    program = Program(ColourNetwork(strength=1.0))
-    baseline = colour_baseline(program)
-    digest = save_bundle(folder, program, colour_card(accuracy=baseline.accuracy), baseline, model_id="m-1")
-    return open_bundle_lazily(folder, digest)
+    saved = SavedBundle(tmp_path_factory.mktemp("bundle") / "bundle", ColourNetwork(strength=1.0))
+    return open_bundle_lazily(saved.folder, saved.digest)
 
 
 def refuse(*_):

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from support import MAX_WAIT_S
-from support.colours import ColourNetwork, colour_baseline, colour_card
+from support.bundles import SavedBundle
+from support.colours import ColourNetwork
 from support.disk import full_disk
 from toolkit.bundle.files import CARD, PROGRAM, digest_of
-from toolkit.bundle.program import Program, load_bundle, save_bundle
+from toolkit.bundle.program import load_bundle
 from toolkit.errors import TrackingError
 from toolkit.registry.bundles import download_cached
 from toolkit.serving.models.engines import TorchEngine
@@ -39,10 +40,7 @@ class Version:
 def shelves(tmp_path_factory):
     """Folders of real bundles that differ in their cards alone, by number of version."""
     folder = tmp_path_factory.mktemp("bundles")
-    program = Program(ColourNetwork())
-    baseline = colour_baseline(program, 30)
-    card = colour_card(accuracy=baseline.accuracy)
-    save_bundle(folder / "1", program, card, baseline, model_id="m-1")
+    card = SavedBundle(folder / "1", ColourNetwork()).card
     for number in range(2, VERSIONS + 1):
         other = shutil.copytree(folder / "1", folder / str(number))
         (other / CARD).write_text(card.model_copy(update={"code_version": str(number)}).model_dump_json())

@@ -88,7 +88,7 @@ def engine_of():
 
 @pytest.fixture
 def make_manager(source, activated):
-    """A function that makes a manager with these settings; it polls when it is told to."""
+    """A function that makes a manager with these settings, which polls when it is asked to."""
 
     def make(poll_interval=1000, on_activate=activated, on_failure=None, **settings):
         return ModelManager(source, on_activate, ModelManagerConfig(poll_interval, **settings), on_failure)
