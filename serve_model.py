@@ -384,7 +384,7 @@ async def readyz(request: Request) -> dict[str, str]:
 def health(request: Request) -> dict[str, Any]:
     """State of the service; always 200. `status` is the worst of `components`."""
     worker: WorkerSpec | None = request.app.state.worker
-    found = _service(request).health(draining=request.app.state.draining).to_dict()
+    found = asdict(_service(request).health(draining=request.app.state.draining))
     return found | {"worker": worker.summary} if worker else found
 
 

@@ -4,7 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypedDict
 
@@ -71,10 +71,6 @@ class Health:
     registry: RegistryState
     queue: dict[str, int]
     monitor: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to JSON types."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
