@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
@@ -46,6 +46,8 @@ from toolkit.cli.settings import ScriptSettings, environment, parse, read_first,
 from toolkit.errors import SettingsError, StoreError, UnknownPrediction, suggest
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.base.timestamps import TimeLike, to_timestamp, to_timestamps
+
+IGNORE = "comma-separated metrics that raise no alert; METRIC/short for one window"
 
 
 class MonitorSettings(ScriptSettings):
@@ -56,9 +58,7 @@ class MonitorSettings(ScriptSettings):
     store: str = Field(default="sqlite:///monitoring.db", description="SQLAlchemy URL, or path of an SQLite file")
     model_version: str | None = Field(default=None, description="version to read; the one served last when not given")
     trust_labels: bool = Field(default=False, description="count all labels as those of a random sample")
-    ignore: CliSuppress[str] = Field(
-        default="", description="comma-separated metrics that raise no alert; METRIC/short for one window"
-    )
+    ignore: CliSuppress[str] = Field(default="", description=IGNORE)
 
 
 def _point_in_time(text: Any) -> object:
@@ -68,36 +68,35 @@ def _point_in_time(text: Any) -> object:
         raise ValueError(str(error).strip()) from None
 
 
+Plot = Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"]
+_Time = Annotated[datetime | None, BeforeValidator(_point_in_time)]
+_AsJson = Annotated[bool, Field(validation_alias="json", description="print JSON instead of text")]
+
+
 class _Report(MonitorSettings):
     """Metrics and drift tests of a window."""
 
     window: Literal["short", "medium", "long"] = Field("short", description="last 1,000, last 10,000 or all")
     plot: Path | None = Field(None, description="save a plot as this image file")
-    metric: Literal["accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs"] = Field(
-        "accuracy", description="metric of the plot"
-    )
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+    metric: Plot = Field("accuracy", description="metric of the plot")
+    as_json: _AsJson = False
 
 
 class _Alerts(MonitorSettings):
     """Alerts, newest first."""
 
     level: Literal["warning", "critical", "immediate"] | None = Field(None, description="this level or worse")
-    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
-        None, description="raised at or after this time, such as 2026-11-24T08:00Z"
-    )
+    since: _Time = Field(None, description="raised at or after this time, such as 2026-11-24T08:00Z")
     acknowledge: int | None = Field(None, ge=1, description="id of an alert whose reminders are to stop")
     by: str = Field("", description="name of the person who acknowledges it")
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+    as_json: _AsJson = False
 
 
 class _Export(MonitorSettings):
     """Predictions as a Parquet or CSV file, one row each."""
 
     file: CliPositionalArg[Path] = Field(description="output file, .parquet or .csv")
-    since: Annotated[datetime | None, BeforeValidator(_point_in_time)] = Field(
-        None, description="made at or after this time, such as 2026-11-24T08:00Z"
-    )
+    since: _Time = Field(None, description="made at or after this time, such as 2026-11-24T08:00Z")
     probabilities: bool = Field(False, description="a column for each class")
 
 
@@ -125,8 +124,8 @@ class _Replay(MonitorSettings):
     warning: float = Field(Thresholds.warning, description="relative drop of accuracy above which this level begins")
     critical: float = Field(Thresholds.critical, description="the same for this level")
     immediate: float = Field(Thresholds.immediate, description="the same for this level")
-    ignore: str = Field("", description="metrics that raise no alert, with commas between; METRIC/short for a window")
-    as_json: bool = Field(False, validation_alias="json", description="print JSON instead of text")
+    ignore: str = Field("", description=IGNORE)
+    as_json: _AsJson = False
 
 
 class _Commands(ScriptSettings):
@@ -197,7 +196,6 @@ logger = logging.getLogger(__name__)
 
 CONFIRMED_DROP = 0.2  # relative drop of accuracy that the labels of ``labels_wanted`` confirm
 REREAD_AFTER_S = 5.0  # how long a reader waits for predictions that are still in the queue
-PLOTS = ("accuracy", "confidence", "predictions", "drift", "calibration", "volume", "inputs")
 NO_MODEL = ModelVersion("", ())  # of an empty store
 
 
@@ -262,12 +260,11 @@ class ModelMonitor:
         thresholds: Thresholds | None = None,
         config: MonitorConfig | None = None,
     ) -> None:
-        config, settings = config or MonitorConfig(), MonitorSettings()
-        if thresholds is None and (settings.trust_labels or settings.ignore):
-            ignore = Thresholds.parse_ignore(settings.ignore)
-            thresholds = Thresholds(trust_labels=settings.trust_labels, ignore=ignore)
+        config, given = config or MonitorConfig(), MonitorSettings()
+        if thresholds is None and (given.trust_labels or given.ignore):
+            thresholds = Thresholds(trust_labels=given.trust_labels, ignore=Thresholds.parse_ignore(given.ignore))
         self._clock = config.clock
-        self._store = PredictionStore(str(store) if store is not None else settings.store)
+        self._store = PredictionStore(given.store if store is None else str(store))
         self._models = ModelSelection(self._store, config.clock, model_version)
         self._notifiers = Notifiers(config.notifiers, config.on_immediate)
         self._worker = MonitoringWorker(self._store, thresholds, self._notifiers, config)
@@ -729,8 +726,8 @@ class ModelMonitor:
         """
         from toolkit.monitoring.plots.metric_plot import metric_plot  # matplotlib takes as long as all other imports
 
-        if metric not in PLOTS:
-            raise SettingsError(f"there is no plot of {metric!r}; there are {suggest(PLOTS, metric)}")
+        if metric not in get_args(Plot):
+            raise SettingsError(f"there is no plot of {metric!r}; there are {suggest(get_args(Plot), metric)}")
         view = self._refreshed()
         alerts = self._store.alerts.find(view.model)
         return metric_plot(metric, view.model.version, view, alerts, lambda: self.detect_drift(None))
@@ -802,10 +799,7 @@ def _window_metrics(view: StreamState, window: str) -> WindowMetrics:
 def main() -> None:
     """Run the command line."""
     command = _typed()
-    for kind, act in _ACTS.items():
-        if isinstance(command, kind):
-            act(command)
-            return
+    _ACTS[type(command)](command)
 
 
 def _print_report(command: _Report) -> None:

@@ -1,7 +1,6 @@
 """Logged predictions on their way to the store, and the evaluation of alerts that follows each batch."""
 
 import logging
-import time
 from collections.abc import Sequence
 
 from toolkit.errors import first_line
@@ -11,8 +10,6 @@ from toolkit.monitoring.store.background_writer import BATCH, BackgroundWriter
 from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
 
 logger = logging.getLogger(__name__)
-
-MAX_DELAY_S = 2.0  # of evaluations while many predictions wait to be stored
 
 
 class PredictionLogger:
@@ -31,8 +28,6 @@ class PredictionLogger:
     ) -> None:
         self._store, self._models, self._worker, self._clock = store, models, worker, config.clock
         self._new_labels = 0  # since the last batch
-        self._not_evaluated = 0  # predictions and labels
-        self._evaluated_at = 0.0  # on the monotonic clock
         self._has_repeats = False  # whether an id was in the store already
         self.problem: str | None = None  # why the last write failed
         self.queue: BackgroundWriter[LoggedPrediction] = BackgroundWriter(self._write, drop=config.drop_when_full)
@@ -60,21 +55,11 @@ class PredictionLogger:
             self._store.alerts.clear_others(model, self._clock())
             if self._models.unregistered is model:  # only now: a failure is repeated with the next batch
                 self._models.unregistered = None
-        if batch:
-            self._warn_of_repeats(len(batch) - self._store.write(batch))
-        new_labels, self._new_labels = self._new_labels, 0
-        self._not_evaluated += len(batch) + new_labels
-        served = self._models.served
-        if served is None:
-            return None
-        if self.queue.backlog >= BATCH and time.monotonic() - self._evaluated_at < MAX_DELAY_S:
-            return 0.0  # storing comes first
-        new, self._not_evaluated = self._not_evaluated, 0
-        pause = self._worker.after_write(served, new)
-        self._evaluated_at = time.monotonic()
-        return pause
-
-    def _warn_of_repeats(self, count: int) -> None:
-        if count > 0 and not self._has_repeats:
+        if (repeats := len(batch) - self._store.write(batch)) and not self._has_repeats:
             self._has_repeats = True
-            logger.warning("%d predictions were not stored: the store has others with their ids already", count)
+            logger.warning("%d predictions were not stored: the store has others with their ids already", repeats)
+        if self._models.served is None:
+            return None
+        new_labels, self._new_labels = self._new_labels, 0
+        new_rows, is_busy = len(batch) + new_labels, self.queue.backlog >= BATCH
+        return self._worker.after_write(self._models.served, new_rows, is_busy=is_busy)

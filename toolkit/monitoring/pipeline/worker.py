@@ -20,6 +20,7 @@ from toolkit.monitoring.windows.summary import WindowSummary
 
 logger = logging.getLogger(__name__)
 
+MAX_DELAY_S = 2.0  # of evaluations while many predictions wait to be stored
 ROLLUPS_AT_ONCE = 2  # written or deleted from in one call, so that new predictions are not delayed
 
 
@@ -98,7 +99,7 @@ class MonitoringWorker:
                 self._stream = StreamState(self._store, model, self._thresholds)
             return self._stream
 
-    def after_write(self, model: ModelVersion, new_rows: int) -> float | None:
+    def after_write(self, model: ModelVersion, new_rows: int, *, is_busy: bool = False) -> float | None:
         """Evaluate alerts and maintain the store if it is time; errors are logged.
 
         Parameters
@@ -107,6 +108,8 @@ class MonitoringWorker:
             The version being served.
         new_rows
             Predictions and labels since the last call.
+        is_busy
+            Whether many predictions wait to be stored.
 
         Returns
         -------
@@ -115,10 +118,12 @@ class MonitoringWorker:
         """
         self._new_rows += new_rows
         self._rows_since_rollup += new_rows
-        wait = self._evaluated_at + self._config.evaluation_pause - time.monotonic()
-        if self._new_rows < EVALUATION_INTERVAL and wait > 0:
-            return wait if self._new_rows else None
-        self._new_rows, self._evaluated_at = 0, time.monotonic()
+        passed = time.monotonic() - self._evaluated_at
+        if is_busy and passed < MAX_DELAY_S:
+            return 0.0  # storing comes first
+        if self._new_rows < EVALUATION_INTERVAL and passed < self._config.evaluation_pause:
+            return self._config.evaluation_pause - passed if self._new_rows else None
+        self._new_rows = 0
         try:
             self.evaluate_now(model)
             if self._rows_since_rollup >= ROLLUP_SIZE:
@@ -126,6 +131,7 @@ class MonitoringWorker:
                 self._maintain(model)
         except Exception as error:  # noqa: BLE001  # the predictions are stored
             logger.warning("alerts could not be checked: %s", first_line(error))
+        self._evaluated_at = time.monotonic()
         return None
 
     def evaluate_now(self, model: ModelVersion, *, save: bool = False) -> list[Alert]:
