@@ -1,9 +1,16 @@
-"""A monitor of a model with a baseline."""
+"""A monitor of a model with a baseline; readers wait for its queue as long as a busy machine needs."""
 
 import pytest
 
+import monitoring
 from monitoring import ModelMonitor, MonitorConfig
+from support import MAX_WAIT_S
 from support.monitored_streams import Clock, make_baseline
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(monitoring, "REREAD_AFTER_S", MAX_WAIT_S)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, MonitorConfig
+from support import MAX_WAIT_S
 from support.monitored_streams import CLASSES, Clock, answers, feed
 from toolkit.errors import SettingsError
 
@@ -84,7 +85,7 @@ def test_an_alert_names_wrongly_classified_images(monitor):
     probabilities, truth = answers(600, rng, strength=0.3)
     ids = monitor.log_predictions(probabilities, sources=[f"{place}.jpg" for place in range(600)])
     monitor.record_feedback_many({name: CLASSES[k] for name, k in zip(ids, truth, strict=True)}, source="audit")
-    monitor.flush(30)
+    monitor.flush(MAX_WAIT_S)
     wrong = {f"{place}.jpg" for place in np.flatnonzero(probabilities.argmax(axis=1) != truth)}
     alerts = {alert.metric: alert for alert in monitor.alerts()}
     assert len(alerts["accuracy"].sources) == 5
@@ -93,7 +94,7 @@ def test_an_alert_names_wrongly_classified_images(monitor):
 
 def test_drift_reports_change_nothing(monitor):
     feed(monitor, 300, np.random.default_rng(8), strength=0.5)
-    monitor.flush(30)
+    monitor.flush(MAX_WAIT_S)
     with sqlite3.connect("m.db") as connection:
         before = list(connection.iterdump())
     for _ in range(3):

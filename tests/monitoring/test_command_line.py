@@ -1,39 +1,49 @@
 """The command line of monitoring.py."""
 
+import gc
 import json
-import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 
-from support import ROOT
+import monitoring
+from support import scripts
 from support.monitored_streams import feed
+from toolkit.cli.settings import run_script
 
 
-def run(*words, **environment):
-    return subprocess.run(
-        [sys.executable, ROOT / "monitoring.py", *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        check=False,
-    )
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line in this process, where it is imported already."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["monitoring.py", *words])
+        with pytest.raises(SystemExit) as end:
+            run_script(monitoring.main)
+        return CompletedProcess(words, end.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, on_sigterm)
+    gc.unfreeze()
 
 
-def test_the_command_line_says_what_the_monitor_says(monitor):
+def test_the_command_line_says_what_the_monitor_says(monitor, run, monkeypatch):
     feed(monitor, 500, np.random.default_rng(10), strength=0.5)
     monitor.close()
-    report = run("report", "--store", "m.db", "--plot", "accuracy.png")
+    report = scripts.run_script("monitoring.py", "report", "--store", "m.db", "--plot", "accuracy.png")
     assert (report.returncode, report.stderr) == (0, "")
     worst = next(alert for alert in monitor.active_alerts() if alert.level == "immediate")
     assert report.stdout.startswith(f"{worst.level.upper()} ({worst.status}): {worst.message}\n\n")
     assert "Model version 1, short window" in report.stdout
     assert "confidence_distribution  drift" in report.stdout
     assert Path("accuracy.png").read_bytes().startswith(b"\x89PNG")
-    as_json = json.loads(run("report", "--window", "medium", "--json", MONITORING_STORE="m.db").stdout)
+    monkeypatch.setenv("MONITORING_STORE", "m.db")
+    as_json = json.loads(run("report", "--window", "medium", "--json").stdout)
     assert as_json["metrics"] == monitor.calculate_metrics("medium")
     assert as_json["drift"] == monitor.detect_drift("medium").to_dict()
     alerts = json.loads(run("alerts", "--store", "m.db", "--json", "--level", "immediate").stdout)
@@ -45,7 +55,7 @@ def test_the_command_line_says_what_the_monitor_says(monitor):
     assert run("alerts", "--store", "m.db", "--since", "2033-01-01").stdout == "No alerts.\n"
 
 
-def test_a_mistyped_store_empties_no_file():
+def test_a_mistyped_store_empties_no_file(run):
     Path("kept.csv").write_text("of another day")
     result = run("export", "kept.csv", "--store", "typo.db")
     assert (result.returncode, result.stdout) == (2, "")
@@ -54,7 +64,7 @@ def test_a_mistyped_store_empties_no_file():
     assert run("labels", "--store", "typo.db").stderr == "No predictions have been logged in typo.db yet.\n"
 
 
-def test_acknowledge_export_and_labels(monitor):
+def test_acknowledge_export_and_labels(monitor, run):
     feed(monitor, 400, np.random.default_rng(10), strength=0.5)
     unlabelled = monitor.log_predictions(
         np.eye(3)[[0, 1, 2, 0] * 25], sources=[f"{i}\n.jpg" for i in range(99)] + [None]
@@ -85,7 +95,7 @@ def test_acknowledge_export_and_labels(monitor):
     )  # fmt: skip
 
 
-def test_replay_with_other_thresholds(monitor, baseline):
+def test_replay_with_other_thresholds(monitor, baseline, run):
     feed(monitor, 600, np.random.default_rng(10), strength=0.8)
     monitor.export("p.parquet", probabilities=True)
     monitor.close()
@@ -100,7 +110,7 @@ def test_replay_with_other_thresholds(monitor, baseline):
     assert "600 predictions" in run("replay", "p.parquet", "--store", "m.db").stdout
 
 
-def test_the_command_line_on_an_empty_folder(tmp_path):
+def test_the_command_line_on_an_empty_folder(tmp_path, run):
     assert run("report").stdout == "No predictions have been logged in sqlite:///monitoring.db yet.\n"
     assert run("alerts").stdout == "No alerts.\n"
     assert list(tmp_path.iterdir()) == []
@@ -109,13 +119,11 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "a subcommand is required: report, alerts, labels, export, replay; see --help"),
         (("export", "a.txt"), "an export must end in .parquet or .csv, got a.txt"),
         (("alerts", "--acknowledge", "7"), "no alert 7 is active in sqlite:///monitoring.db"),
         (("replay", "no.parquet", "--baseline", "no.npz"), "--baseline no.npz cannot be read: No such file"),
         (("replay", "no.parquet"), "no.parquet cannot be read: No such file or directory"),
         (("replay", "one.csv"), "one.csv can only be replayed with a baseline that holds images"),
-        (("reprot",), "unknown subcommand reprot; there are: report, "),
         (("replay", "no.csv", "--warning", "0.3"), "the levels must grow from warning over critical to immediate"),
         (("replay", "a.csv", "--ignore", "recall"), "ignore must be one of accuracy, confidence_distribution, "),
         (("labels", "--count", "0"), "--count must be at least 1, got 0"),
@@ -126,7 +134,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path):
         (("report", "--bogus"), "unknown argument --bogus"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(words, message):
+def test_bad_input_is_one_line_and_status_2(words, message, run):
     Path("one.csv").write_text("time,predicted_class,confidence\n0,a,0.5\n")
     done = run(*words)
     assert done.returncode == 2
@@ -134,7 +142,20 @@ def test_bad_input_is_one_line_and_status_2(words, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_damaged_store_on_the_command_line_is_one_line():
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "a subcommand is required: report, alerts, labels, export, replay; see --help"),
+        (("reprot",), "unknown subcommand reprot; there are: report, "),
+    ],
+)
+def test_a_missing_or_mistyped_subcommand_is_one_line(words, message):
+    done = scripts.run_script("monitoring.py", *words)
+    assert scripts.error_line(done).startswith(f"monitoring.py: error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_store_on_the_command_line_is_one_line(run):
     Path("m.db").write_bytes(b"not a database" * 1000)
     for words in (("report",), ("alerts",)):
         done = run(*words, "--store", "m.db")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, MonitorConfig, Thresholds, new_prediction_id
+from support import MAX_WAIT_S
 from support.monitored_streams import CLASSES, answers
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError, UnknownPrediction
@@ -15,8 +16,8 @@ def test_feedback_is_idempotent_and_the_last_label_counts(monitor):
     assert monitor.record_feedback(name, "dog") is False
     assert monitor.calculate_metrics("short")["accuracy"] == 0
     assert monitor.record_feedback(name, "cat", source="audit") is True
-    figures = monitor.calculate_metrics("short")
-    assert (figures["n_labels"], figures["accuracy"]) == (1, 1)
+    metrics = monitor.calculate_metrics("short")
+    assert (metrics["n_labels"], metrics["accuracy"]) == (1, 1)
 
 
 def test_feedback_that_fits_nothing_is_refused(monitor):
@@ -64,16 +65,15 @@ def test_biased_labels_raise_no_false_alarm(chosen):
         alerts = [alert for alert in monitor.alerts() if alert.metric == "accuracy"]
     assert [alert for alert in alerts if alert.status == "confirmed"] == acted == []
     assert len(alerts) <= 1
-    figures = shown[-1]
-    told = figures["labels_used"]
-    assert told["fair"] is False
-    assert abs(told["unweighted_accuracy"] - 0.79) > 0.1
-    assert figures["accuracy"] == pytest.approx(0.79, abs=0.06)
-    assert figures["accuracy_interval"][0] < 0.79 < figures["accuracy_interval"][1]
+    metrics = shown[-1]
+    assert metrics["labels_used"]["fair"] is False
+    assert abs(metrics["labels_used"]["unweighted_accuracy"] - 0.79) > 0.1
+    assert metrics["accuracy"] == pytest.approx(0.79, abs=0.06)
+    assert metrics["accuracy_interval"][0] < 0.79 < metrics["accuracy_interval"][1]
 
 
 @pytest.mark.parametrize(
-    ("how", "acts"), [("chosen", False), ("drawn", True), ("told as an audit", True), ("trusted", True)]
+    ("how", "acts"), [("chosen", False), ("drawn", True), ("named an audit", True), ("trusted", True)]
 )
 def test_only_a_drawn_sample_acts_unless_labels_are_trusted(how, acts):
     acted, names = [], {}
@@ -91,7 +91,7 @@ def test_only_a_drawn_sample_acts_unless_labels_are_trusted(how, acts):
             wanted = monitor.labels_wanted(300)
         else:
             wanted = np.random.default_rng(3).choice(list(names), 300, replace=False).tolist()
-        source = "audit" if how == "told as an audit" else "annotators"
+        source = "audit" if how == "named an audit" else "annotators"
         monitor.record_feedback_many({name: names[name] for name in wanted}, source=source)
         monitor.check_alerts()
         alert = next(alert for alert in monitor.alerts() if alert.metric == "accuracy")
@@ -109,9 +109,9 @@ def test_a_drawn_sample_with_earlier_labels_is_fair():
             monitor.record_feedback_many({ids[i]: names[ids[i]] for i in which}, source="ada")
         assert monitor.calculate_metrics("short")["labels_used"]["fair"] is False
         monitor.record_feedback_many({name: names[name] for name in monitor.labels_wanted(200)})
-        told = monitor.calculate_metrics("short")["labels_used"]
-    assert (told["kind"], told["fair"], told["may_confirm"]) == ("drawn", True, "immediate")
-    assert told["n"] > 250  # the 200 that were asked for, and those between them that had a label
+        used = monitor.calculate_metrics("short")["labels_used"]
+    assert (used["kind"], used["fair"], used["may_confirm"]) == ("drawn", True, "immediate")
+    assert used["n"] > 250  # the 200 that were asked for, and those between them that had a label
 
 
 def test_bursts_of_near_duplicates_raise_no_alert():
@@ -121,9 +121,9 @@ def test_bursts_of_near_duplicates_raise_no_alert():
             monitor.record_feedback_many(dict(zip(ids, (CLASSES[k] for k in truth), strict=True)))
             monitor.check_alerts()
         assert [alert for alert in monitor.alerts() if alert.metric == "accuracy"] == []
-        figures = monitor.calculate_metrics("medium")
-    assert figures["labels_used"]["effective_n"] < 800
-    assert np.ptp(figures["accuracy_interval"]) > 0.04
+        metrics = monitor.calculate_metrics("medium")
+    assert metrics["labels_used"]["effective_n"] < 800
+    assert np.ptp(metrics["accuracy_interval"]) > 0.04
 
 
 def uneven(n, rng, spoilt=0.0):
@@ -150,7 +150,7 @@ def logged(monitor, n, rng, spoilt=0.0, burst=1):
     for first in range(0, n, 100):
         rows = probabilities[first : first + 100]
         ids = [monitor.log_prediction(row) for row in rows]
-        assert monitor.flush(30)
+        assert monitor.flush(MAX_WAIT_S)
         yield rows, truth[first : first + 100], ids
 
 
@@ -159,7 +159,7 @@ def test_late_labels_raise_the_alert(baseline):
     with ModelMonitor("m.db", baseline, model_version="1") as monitor:
         probabilities, truth = answers(1000, rng)
         ids = [monitor.log_prediction(row) for row in probabilities]
-        monitor.flush(30)
+        monitor.flush(MAX_WAIT_S)
         assert monitor.alerts() == []
         wrong = {name: CLASSES[(k + (rng.random() < 0.3)) % 3] for name, k in zip(ids, truth, strict=True)}
         monitor.record_feedback_many(wrong)

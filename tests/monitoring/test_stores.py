@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, MonitorConfig, MonitorSettings
-from support import ROOT
+from support import MAX_WAIT_S, ROOT
 from support.monitored_streams import Clock, feed, make_baseline
 from toolkit.errors import SettingsError, StoreError
 
@@ -32,7 +32,7 @@ def test_importing_loads_no_heavy_library(tmp_path):
 def test_an_empty_store_gives_empty_answers():
     with ModelMonitor() as monitor:
         assert monitor.model_version is None
-        assert {name: figures["n"] for name, figures in monitor.calculate_metrics().items()} == {
+        assert {name: metrics["n"] for name, metrics in monitor.calculate_metrics().items()} == {
             "short": 0,
             "medium": 0,
             "long": 0,
@@ -67,10 +67,10 @@ def test_processes_share_a_store_and_nothing_is_lost():
     workers = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) for _ in range(3)
     ]
-    assert [worker.communicate(timeout=120)[0] for worker in workers] == [b"0\n"] * 3
+    assert [worker.communicate(timeout=MAX_WAIT_S)[0] for worker in workers] == [b"0\n"] * 3
     with ModelMonitor("m.db") as monitor:
-        figures = monitor.calculate_metrics("long")
-    assert (figures["n"], figures["n_labels"], figures["accuracy"]) == (3000, 3000, 1.0)
+        metrics = monitor.calculate_metrics("long")
+    assert (metrics["n"], metrics["n_labels"], metrics["accuracy"]) == (3000, 3000, 1.0)
 
 
 def test_a_notebook_beside_a_service_sees_what_the_service_sees(monitor):
@@ -83,7 +83,7 @@ def test_a_notebook_beside_a_service_sees_what_the_service_sees(monitor):
         assert notebook.calculate_metrics("short")["n"] == 400
         monitor.serve("2", make_baseline(5))
         monitor.log_prediction([1, 0, 0])
-        monitor.flush(30)
+        monitor.flush(MAX_WAIT_S)
         assert notebook.calculate_metrics("short")["n"] == 1
         assert notebook.model_version == "2"
 
@@ -107,7 +107,7 @@ def test_a_switch_of_versions_opens_fresh_windows(monitor, baseline):
     assert monitor.calculate_metrics("long")["n"] == 100
     monitor.serve("1", baseline)
     assert monitor.calculate_metrics("long")["n"] == 200
-    monitor.flush(30)
+    monitor.flush(MAX_WAIT_S)
     with ModelMonitor("m.db", model_version="3") as beside:
         assert beside.calculate_metrics("long")["n"] == 1
     with pytest.raises(StoreError, match=r"no model version 4 in the store m.db; there are 1, 2, 3"):
@@ -124,12 +124,12 @@ def test_a_baseline_of_other_classes_is_refused(baseline):
 def test_logging_survives_a_read_only_store(monitor, baseline, caplog, monkeypatch):
     monkeypatch.setattr("toolkit.monitoring.store.background_writer.CLOSE_TIMEOUT_S", 0.2)
     monitor.log_prediction([1, 0, 0])
-    monitor.flush(30)
+    monitor.flush(MAX_WAIT_S)
     with caplog.at_level(logging.ERROR), ModelMonitor("sqlite:///file:m.db?mode=ro&uri=true", baseline) as reader:
         for _ in range(3):
             reader.log_prediction([1, 0, 0])
         reader.serve("2", baseline)
-        assert not reader.flush(30)  # kept, to be tried again
+        assert not reader.flush(MAX_WAIT_S)  # kept, to be tried again
         stats = reader.writer_stats()
         assert (stats["written"], stats["queued"], stats["lost"]) == (0, 3, 0)
         assert stats["write_errors"] >= 1
@@ -141,7 +141,7 @@ def test_logging_survives_a_read_only_store(monitor, baseline, caplog, monkeypat
 
 def test_reading_a_damaged_store_is_one_sentence(monitor):
     monitor.log_prediction([1, 0, 0])
-    monitor.flush(30)
+    monitor.flush(MAX_WAIT_S)
     with sqlite3.connect("m.db") as connection:
         connection.execute("DROP TABLE labels")
     with pytest.raises(StoreError, match=r"the store m.db cannot be read: no such table: labels"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from support import MAX_WAIT_S
 from toolkit.bundle.baseline import Baseline
 
 CLASSES = ("bird", "cat", "dog")
@@ -40,8 +41,8 @@ def feed(monitor, n, rng, *, labelled=True, brightness=0.5, **more):
             monitor.log_prediction(row, statistics={"brightness": rng.normal(brightness, 0.1)}, latency_ms=4.0)
             for row in probabilities[first : first + 100]
         ]
-        assert monitor.flush(30)
+        assert monitor.flush(MAX_WAIT_S)
         if labelled:
             names = [CLASSES[k] for k in truth[first : first + 100]]
             monitor.record_feedback_many(dict(zip(ids, names, strict=True)), source="audit")
-            assert monitor.flush(30)
+            assert monitor.flush(MAX_WAIT_S)

@@ -191,7 +191,8 @@ class WebhookNotifier(Notifier):
         if self._signing_key is not None:
             signature = hmac.digest(self._signing_key, f"{name}.{now}.".encode() + body, "sha256")
             headers["webhook-signature"] = f"v1,{base64.b64encode(signature).decode()}"
-        context = ssl.create_default_context()  # per request, so that renewed authorities are seen
+        # Per request, so that renewed authorities are seen.
+        context = ssl.create_default_context() if self._origin.lower().startswith("https") else None
         with urllib3.PoolManager(timeout=self._timeout, retries=False, ssl_context=context) as pool:
             answer = pool.request("POST", self._url, body=body, headers=headers, redirect=False, preload_content=False)
             answer.close()  # unread, however long it is

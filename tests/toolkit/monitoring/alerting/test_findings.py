@@ -1,4 +1,4 @@
-"""What a look sees: levels by what is certain, sentences made of the figures they state, alarms that vouch."""
+"""Findings: levels by what is certain, sentences made of the numbers they state, alarms as evidence."""
 
 import re
 
@@ -161,9 +161,9 @@ def test_a_better_window_is_never_a_drop():
 
 def test_enough_labels_replace_the_estimate():
     bins, dark = reference(), window(confident=0.55, right=0.88)
-    told = seen(bins, dark, "confidence_distribution").alert_text("warning")
-    assert "accuracy 88 % by 1,000 labels (before 90 %)" in told
-    assert "maybe" not in told
+    text = seen(bins, dark, "confidence_distribution").alert_text("warning")
+    assert "accuracy 88 % by 1,000 labels (before 90 %)" in text
+    assert "maybe" not in text
     few = window(confident=0.55)
     few.labels[:20] = few.predicted[:20]
     assert "20 labels are too few" in seen(bins, few, "confidence_distribution").alert_text("warning")
@@ -174,7 +174,7 @@ def test_an_alarm_does_not_make_milder_what_is_worse():
     assert seen(reference(), window(right=0.6), "accuracy", {"accuracy": alarm}).level == "immediate"
 
 
-def test_calm_is_what_cannot_be_told_from_the_reference():
+def test_calm_is_what_equals_the_reference():
     assert seen(reference(), window(), "confidence_distribution").unchanged
     assert not seen(reference(), window(confident=0.55), "confidence_distribution").unchanged
 
@@ -191,7 +191,7 @@ def test_what_is_ignored_raises_nothing_and_clears_what_stood():
     )  # of the short window
 
 
-# Whatever the window: every sentence fits its figures
+# Whatever the window: every sentence fits its numbers
 
 NUMBER = r"(-?[\d.,]+)"
 NAMES = st.sampled_from([("cat", "dog"), ("a" * 60, "b" * 60), ("new\nline", "\x1b[31mred"), ("été", "犬")])
@@ -232,7 +232,7 @@ shares = st.floats(0, 1)
     confident=st.floats(0.5, 1), cats=shares, broken=st.sampled_from([0, 0, 0.04, 0.3]),
     span=st.sampled_from([0.0, 3600.0, 1e6]), alarms=ALARMS,
 )  # fmt: skip
-def test_no_sentence_contradicts_its_figures_or_its_level(names, n, seed, usual, alarms, **how):
+def test_no_sentence_contradicts_its_numbers_or_its_level(names, n, seed, usual, alarms, **how):
     thresholds = Thresholds()
     before = random_window(names, 1000, 1, 1.0, usual, 0.8, 0.5, 0.0, 0.0)
     bins = ReferenceBins(names, Baseline(names, before.probabilities, before.labels))

@@ -22,11 +22,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from support import ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.servers import free_port
 from support.webhook_receiver import Receiver
 from toolkit.errors import SettingsError
-from toolkit.monitoring.alerting.notifiers import Notification, Notifiers
+from toolkit.monitoring.alerting import webhook as webhooks
+from toolkit.monitoring.alerting.notifiers import Notification
 from toolkit.monitoring.alerting.webhook import (
     MAX_RETRY_AFTER_S,
     WebhookNotifier,
@@ -39,15 +40,14 @@ NOTIFICATION = Notification(
     7, "raised", "critical", "confirmed", "3", "accuracy", "short", 0.12, "Accuracy fell.", 60.0, 60.0
 )
 SECRET = "open sesame"
-LONG = 30  # seconds after which a test gives up
 
 
 def delivered(receiver, *notifications, secret=SECRET, **settings):
     """Send notifications to a receiver, wait until all are dealt with, and return the counts."""
-    webhook = WebhookNotifier(receiver.url, secret, **{"first_pause": 0.01, **settings})
+    webhook = WebhookNotifier(receiver.url, secret, **{"first_pause": 0.01, "timeout": MAX_WAIT_S, **settings})
     for notification in notifications or [NOTIFICATION]:
         webhook.send(notification)
-    assert webhook.flush(LONG)
+    assert webhook.flush(MAX_WAIT_S)
     webhook.close()
     return webhook.stats()
 
@@ -59,7 +59,7 @@ def counts(sent=0, failed=0, dropped=0, waiting=0):
 # What arrives
 
 
-def test_a_notice_arrives_as_json_with_its_headers():
+def test_a_notification_arrives_as_json_with_its_headers():
     with Receiver() as receiver:
         assert delivered(receiver) == counts(sent=1)
     [(path, headers, body)] = receiver.requests
@@ -101,21 +101,13 @@ def test_without_a_secret_nothing_is_signed():
     assert "webhook-signature" not in receiver.requests[0][1]
 
 
-def test_notices_arrive_in_the_order_in_which_they_were_sent():
-    notifications = [replace(NOTIFICATION, id=number) for number in range(50)]
-    with Receiver() as receiver:
-        assert delivered(receiver, *notifications) == counts(sent=50)
-    assert [json.loads(body)["id"] for _, _, body in receiver.requests] == list(range(50))
-
-
 # What is tried again
 
 
-@pytest.mark.parametrize("answers", [[500], [429], [503, 502, 500, 429]])
-def test_what_may_pass_is_tried_again(answers):
-    with Receiver(*answers) as receiver:
+def test_what_may_pass_is_tried_again():
+    with Receiver(503, 502, 500, 429) as receiver:
         assert delivered(receiver) == counts(sent=1)
-    assert len(receiver.requests) == len(answers) + 1
+    assert len(receiver.requests) == 5
 
 
 def test_retry_after_is_kept_with_the_same_id_and_a_fresh_signature():
@@ -141,7 +133,7 @@ def test_a_receiver_that_comes_back_gets_what_waited():
     webhook.send(NOTIFICATION)
     assert not webhook.flush(0.05)
     with Receiver(port=port) as receiver:
-        assert webhook.flush(LONG)
+        assert webhook.flush(MAX_WAIT_S)
         webhook.close()
     assert webhook.stats() == counts(sent=1)
     assert receiver.events == ["raised"]
@@ -150,64 +142,42 @@ def test_a_receiver_that_comes_back_gets_what_waited():
 def test_a_failing_alert_delays_no_other_and_keeps_its_order():
     other = replace(NOTIFICATION, metric="non_finite")
     all_wait = threading.Event()
-    with Receiver(lambda: all_wait.wait(LONG) and 500, 200, 500) as receiver:
+    with Receiver(lambda: all_wait.wait(MAX_WAIT_S) and 500, 200, 500) as receiver:
         webhook = WebhookNotifier(receiver.url, first_pause=0.01)
         webhook.send(NOTIFICATION)
-        assert receiver.came.wait(LONG)
+        assert receiver.came.wait(MAX_WAIT_S)
         for notification in (replace(NOTIFICATION, event="cleared"), other):
             webhook.send(notification)
-        while len(receiver.requests) < 2:  # the other alert does not wait for the first
-            time.sleep(0.001)
+        wait_until(lambda: len(receiver.requests) == 2)  # the other alert does not wait for the first
         all_wait.set()
-        assert webhook.flush(LONG)
+        assert webhook.flush(MAX_WAIT_S)
         webhook.close()
     assert webhook.stats() == counts(sent=3)
-    told = [(json.loads(body)["metric"], json.loads(body)["event"]) for _, _, body in receiver.requests]
-    assert told == [
-        ("accuracy", "raised"),
-        ("non_finite", "raised"),
-        ("accuracy", "raised"),
-        ("accuracy", "raised"),
-        ("accuracy", "cleared"),
-    ]
+    arrived = [(json.loads(body)["metric"], json.loads(body)["event"]) for _, _, body in receiver.requests]
+    failed_twice = [("accuracy", "raised"), ("non_finite", "raised"), ("accuracy", "raised"), ("accuracy", "raised")]
+    assert arrived == [*failed_twice, ("accuracy", "cleared")]
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-def test_two_hundred_and_something_is_delivered(status):
-    assert parse_response(status, None) == ("", False, 0.0)
+def test_only_an_overloaded_or_broken_receiver_may_recover():
+    for status in (200, 201, 202, 204, 299):
+        assert parse_response(status, None) == ("", False, 0.0)
+    for status in (429, 500, 502, 503, 504, 599):
+        assert parse_response(status, None) == (f"answered {status}", True, 0.0)
+    for status in (101, 301, 302, 307, 308, 400, 401, 403, 404, 410, 422):
+        outcome = parse_response(status, "5")
+        assert outcome.reason.startswith(f"answered {status}")
+        assert not outcome.again
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 599])
-def test_an_overloaded_or_broken_receiver_may_recover(status):
-    assert parse_response(status, None) == (f"answered {status}", True, 0.0)
+LATEST = MAX_RETRY_AFTER_S
+RETRY_AFTER = [
+    ("0", 0), ("120", 120), (" 7 ", 7), ("86400", LATEST), ("999999999", LATEST), ("9" * 5000, 0),
+    (formatdate(0, usegmt=True), 0), (formatdate(4e9, usegmt=True), LATEST),
+    *((nonsense, 0) for nonsense in ("-5", "soon", "", "1.5", "²", "Tue, 99 Nov 2023 99:00:00 GMT")),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("status", [101, 301, 302, 307, 308, 400, 401, 403, 404, 410, 422])
-def test_any_other_answer_is_final(status):
-    outcome = parse_response(status, "5")
-    assert outcome.reason.startswith(f"answered {status}")
-    assert not outcome.again
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("0", 0),
-        ("120", 120),
-        (" 7 ", 7),
-        ("86400", MAX_RETRY_AFTER_S),
-        ("999999999", MAX_RETRY_AFTER_S),
-        ("9" * 5000, 0),
-        (formatdate(0, usegmt=True), 0),
-        (formatdate(4e9, usegmt=True), MAX_RETRY_AFTER_S),
-        ("-5", 0),
-        ("soon", 0),
-        ("", 0),
-        ("1.5", 0),
-        ("²", 0),
-        ("Tue, 99 Nov 2023 99:00:00 GMT", 0),
-    ],
-)
+@pytest.mark.parametrize(("header", "seconds"), RETRY_AFTER)
 def test_the_receiver_says_when_to_come_again_within_bounds(header, seconds):
     assert parse_response(503, header).retry_after == seconds
 
@@ -219,14 +189,13 @@ def test_a_date_to_come_again_is_counted_from_now():
 # What is given up
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 410])
-def test_a_refusal_is_final(status):
-    with Receiver(status) as receiver:
+def test_a_refusal_is_final():
+    with Receiver(404) as receiver:
         assert delivered(receiver) == counts(failed=1)
     assert len(receiver.requests) == 1
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("status", [301, 303, 308])
 def test_a_redirect_is_not_followed(status, caplog):
     with Receiver() as elsewhere, Receiver((status, {"Location": elsewhere.url})) as receiver:
         assert delivered(receiver) == counts(failed=1)
@@ -239,9 +208,9 @@ def test_an_old_notification_is_given_up_and_logged(caplog):
     with Receiver(500, 500) as receiver:
         assert delivered(receiver, give_up_after=0) == counts(failed=1)
     assert len(receiver.requests) == 1
-    told = caplog.records[-1].getMessage()
-    assert told.startswith("the alert 3/accuracy/short was given up after 0 s: not delivered to http://127.0.0.1:")
-    assert told.endswith(": answered 500")
+    text = caplog.messages[-1]
+    assert text.startswith("the alert 3/accuracy/short was given up after 0 s: not delivered to http://127.0.0.1:")
+    assert text.endswith(": answered 500")
 
 
 def test_unreachable_receivers_and_no_http(caplog):
@@ -252,7 +221,7 @@ def test_unreachable_receivers_and_no_http(caplog):
         for url in (f"http://127.0.0.1:{free_port()}/key", f"https://{'a' * 64}.example/key", babbler):
             webhook = WebhookNotifier(url, give_up_after=0)
             webhook.send(NOTIFICATION)
-            assert webhook.flush(LONG)
+            assert webhook.flush(MAX_WAIT_S)
             webhook.close()
             assert webhook.stats() == counts(failed=1)
         thread.join()
@@ -275,7 +244,7 @@ def test_a_silent_receiver_times_out(scheme, caplog):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         webhook = WebhookNotifier(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, give_up_after=0)
         webhook.send(NOTIFICATION)
-        assert webhook.flush(LONG)
+        assert webhook.flush(MAX_WAIT_S)
         webhook.close()
     assert webhook.stats() == counts(failed=1)
     assert "timed out" in caplog.text or "without response" in caplog.text
@@ -289,14 +258,14 @@ def test_the_body_of_an_answer_is_not_awaited():
         with connection:
             connection.recv(65536)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
-            gone.wait(LONG)
+            gone.wait(MAX_WAIT_S)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=drip, args=(listening,))
         thread.start()
-        webhook = WebhookNotifier(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=LONG)
+        webhook = WebhookNotifier(f"http://127.0.0.1:{listening.getsockname()[1]}/", timeout=MAX_WAIT_S)
         webhook.send(NOTIFICATION)
-        assert webhook.flush(LONG)
+        assert webhook.flush(MAX_WAIT_S)
         gone.set()
         webhook.close()
         thread.join()
@@ -357,15 +326,15 @@ def test_a_trusted_certificate_is_valid_for_its_own_name_only(tls, certificate, 
 
 def test_send_never_waits_and_a_full_queue_drops_and_counts():
     hanging = threading.Event()
-    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+    with Receiver(lambda: hanging.wait(MAX_WAIT_S) and 200) as receiver:
         webhook = WebhookNotifier(receiver.url, capacity=3)
         webhook.send(NOTIFICATION)
-        assert receiver.came.wait(LONG)
+        assert receiver.came.wait(MAX_WAIT_S)
         for _ in range(5):
             webhook.send(NOTIFICATION)  # returns although nothing moves
         assert webhook.stats() == counts(waiting=3, dropped=3)
         hanging.set()
-        assert webhook.flush(LONG)
+        assert webhook.flush(MAX_WAIT_S)
         webhook.close()
     assert webhook.stats() == counts(sent=3, dropped=3)
 
@@ -375,43 +344,32 @@ def test_close_ends_a_long_pause_and_tries_once_more(caplog):
         webhook = WebhookNotifier(receiver.url)
         for number in range(3):
             webhook.send(replace(NOTIFICATION, id=number))
-        while not caplog.records:  # the first attempt has failed
-            time.sleep(0.001)
+        wait_until(lambda: caplog.records)  # the first attempt has failed
         webhook.close()
     assert webhook.stats() == counts(sent=2, failed=1)
     assert len(receiver.requests) == 4
     assert not [thread for thread in threading.enumerate() if thread.name == "alert-webhook"]
 
 
-def test_close_does_not_wait_for_a_receiver_that_hangs():
+def test_close_does_not_wait_for_a_receiver_that_hangs(monkeypatch):
+    monkeypatch.setattr(webhooks, "EXIT_TIMEOUT_S", 0.1)
     hanging = threading.Event()
-    with Receiver(lambda: hanging.wait(LONG) and 200) as receiver:
+    with Receiver(lambda: hanging.wait(MAX_WAIT_S) and 200) as receiver:
         webhook = WebhookNotifier(receiver.url, timeout=600)
         webhook.send(NOTIFICATION)
-        assert receiver.came.wait(LONG)
+        assert receiver.came.wait(MAX_WAIT_S)
         webhook.close()  # returns although the answer never comes
         hanging.set()
-        assert webhook.flush(LONG)
-
-
-def test_close_may_be_repeated_and_send_starts_again():
-    with Receiver() as receiver:
-        webhook = WebhookNotifier(receiver.url)
-        webhook.close()
-        for _ in range(2):
-            webhook.send(NOTIFICATION)
-            webhook.close()
-            webhook.close()
-    assert webhook.stats() == counts(sent=2)
+        assert webhook.flush(MAX_WAIT_S)
 
 
 def test_a_process_that_just_ends_still_sends_what_waits():
     words = (
         "import sys\n"
-        "from toolkit.monitoring.alerting.notifiers import Notification\n"
-        "from toolkit.monitoring.alerting.webhook import WebhookNotifier\n"
+        "from toolkit.monitoring.alerting import webhook\n"
+        "webhook.EXIT_TIMEOUT_S = 600\n"
         "values = 7, 'raised', 'critical', 'confirmed', '3', 'accuracy', 'short', 0.1, '', 0.0, 0.0\n"
-        "WebhookNotifier(sys.argv[1]).send(Notification(*values))\n"
+        "webhook.WebhookNotifier(sys.argv[1]).send(webhook.Notification(*values))\n"
     )
     with Receiver() as receiver:
         subprocess.run(
@@ -446,61 +404,33 @@ def test_a_secret_that_cannot_sign_is_refused_and_not_shown(secret, rule):
     assert str(caught.value) == f"the webhook's secret must {rule}"
 
 
-def test_sinks_show_the_webhooks_own_counts():
-    with Receiver(404) as receiver:
-        webhook = WebhookNotifier(receiver.url)
-        notifiers = Notifiers({"webhook": webhook})
-        notifiers.send(NOTIFICATION)
-        assert webhook.flush(LONG)
-        notifiers.close()
-    assert notifiers.stats() == {"webhook": counts(failed=1)}
-
-
 # Addresses
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("ftp://x", "ftp://x"),
-        ("http://example.com/hook", "http://example.com"),
-        ("http://192.168.1.5:8080/", "http://192.168.1.5:8080"),
-        ("http://127.0.0.1.example.com/", "http://127.0.0.1.example.com"),
-        ("http://localhost.example.com/", "http://localhost.example.com"),
-        ("http://2130706433/", "http://2130706433"),
-        ("file:///etc/passwd", "file://"),
-        ("example.com/hook", "example.com"),
-        ("https://", "https://"),
-        ("https:/example.com", "https:"),
-        ("https://[::1", "https://[::1"),
-        ("https://example.com:99999", "https://example.com:99999"),
-        ("https://example.com:0", "https://example.com:0"),
-        ("https://example.com:key/", "https://example.com:key"),
-        ("https://example.com\n.evil/", r"https://example.com\n.evil"),
-        ("https://exämple.com/", r"https://ex\xe4mple.com"),
-        ("https://example.com/a b", "https://example.com"),
-        ("", ""),
-    ],
-)
+UNSAFE = [  # and what is shown of it
+    ("ftp://x", "ftp://x"), ("http://example.com/hook", "http://example.com"),
+    ("http://192.168.1.5:8080/", "http://192.168.1.5:8080"), ("http://2130706433/", "http://2130706433"),
+    ("http://127.0.0.1.example.com/", "http://127.0.0.1.example.com"),
+    ("http://localhost.example.com/", "http://localhost.example.com"), ("file:///etc/passwd", "file://"),
+    ("example.com/hook", "example.com"), ("https://", "https://"), ("https:/example.com", "https:"), ("", ""),
+    ("https://[::1", "https://[::1"), ("https://example.com:99999", "https://example.com:99999"),
+    ("https://example.com:0", "https://example.com:0"), ("https://example.com:key/", "https://example.com:key"),
+    ("https://example.com\n.evil/", r"https://example.com\n.evil"), ("https://exämple.com/", r"https://ex\xe4mple.com"),
+    ("https://example.com/a b", "https://example.com"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("url", "shown"), UNSAFE)
 def test_an_unsafe_address_is_refused_in_one_line(url, shown):
     with pytest.raises(SettingsError) as caught:
         require_safe(url)
     assert str(caught.value) == f"webhook must be an https address, or http on this machine, got {shown}"
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.com",
-        "HTTPS://EXAMPLE.COM:8443/services/T0/B0?token=1",
-        "http://localhost/",
-        "http://127.0.0.1:9000/x",
-        "http://127.8.9.10/",
-        "http://[::1]:9000/",
-    ],
-)
-def test_https_anywhere_and_http_on_this_machine_are_allowed(url):
-    assert repr(WebhookNotifier(url)).lower() == f"webhooknotifier('{redacted_url(url).lower()}')"
+def test_https_anywhere_and_http_on_this_machine_are_allowed():
+    for place in ("https://example.com", "HTTPS://EXAMPLE.COM:8443", "http://localhost", "http://127.0.0.1:9000",
+                  "http://127.8.9.10", "http://[::1]:9000"):  # fmt: skip
+        assert repr(WebhookNotifier(f"{place}/services/T0?token=1")) == f"WebhookNotifier('{place}')"
 
 
 def test_credentials_in_the_address_are_refused_and_not_shown():
