@@ -809,11 +809,15 @@ def _print_report(command: _Report) -> None:
     active = [alert for alert in monitor.active_alerts() if alert.model_version == metrics.model_version]
     headline = report.headline(active, metrics, drift.drifted)
     if command.as_json:
-        print(json.dumps({"headline": headline, "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2))
+        print(
+            json.dumps(
+                {"headline": headline._asdict(), "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2
+            )
+        )
     elif not metrics.n:
         print(f"No predictions have been logged in {command.store} yet.")
     else:
-        print(printable("\n".join([report.headline_text(headline), "", *report.metrics_text(metrics), "", str(drift)])))
+        print(printable("\n".join([str(headline), "", *report.metrics_text(metrics), "", str(drift)])))
     if command.plot is not None:
         try:
             monitor.plot_metrics(command.metric).savefig(command.plot)

@@ -32,10 +32,7 @@ SHARED = ""
 ORDERS = {
     SHARED: "errors, redaction < cli/ < system/, images/, statistics/ < tracking/, plotting/ < bundle/",
     "training": "data/ < * < checkpointing/, results/",
-    "monitoring": """
-        base/ < stats/ < windows/, store/ < alerting/ < pipeline/, report;
-        windows/, store/ < plots/
-    """,
+    "monitoring": "base/ < stats/ < windows/, store/ < alerting/ < pipeline/, report < plots/",
     "serving": """
         problems, schemas, cached_call, workers < models/ < inference/ < metrics < http/;
         metrics < service;

@@ -1,7 +1,8 @@
 """Metrics and alerts as text for a terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.thresholds import Thresholds
@@ -36,45 +37,37 @@ def metrics_text(metrics: WindowMetrics) -> list[str]:
     return [title, "", *(f"{name + ':':<22} {text}" for name, text in lines.items())]
 
 
-def headline(active: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> dict[str, str]:
-    """The worst of the active alerts, the degradation of a window, and its drift tests.
+class Headline(NamedTuple):
+    """The worst level that is known, its status, and the reason as a sentence; prints as a line.
 
-    Parameters
-    ----------
-    active
-        Alerts that have not been cleared.
-    metrics
-        Metrics of the window.
-    drifted
-        Whether the drift tests of the window found drift; None when they had too little data.
-
-    Returns
-    -------
-    dict
-        ``level``: ``ok``, ``warning``, ``critical`` or ``immediate``; ``status``; and ``reason``, a sentence.
+    >>> print(Headline("critical", "confirmed", "ACCURACY 84 -> 66 %"))
+    CRITICAL (confirmed): ACCURACY 84 -> 66 %
     """
-    known = [{"level": alert.level, "status": alert.status, "reason": alert.message} for alert in active]
-    if metrics.level not in (None, "ok") and metrics.status == "confirmed":  # a suspicion may be chance
+
+    level: str
+    status: str
+    reason: str
+
+    def __str__(self) -> str:
+        status = f" ({self.status})" if self.status else ""
+        return f"{self.level.upper()}{status}: {self.reason}"
+
+
+def headline(active: Sequence[Alert], metrics: WindowMetrics, drifted: bool | None) -> Headline:
+    """The worst of the active alerts, the degradation of a window, and its drift tests; ``drifted`` is their result."""
+    known = [Headline(alert.level, alert.status, alert.message) for alert in active]
+    if (
+        metrics.level is not None and metrics.level != "ok" and metrics.status == "confirmed"
+    ):  # suspicions may be chance
         reason = f"in the {metrics.window} window accuracy is lower by {_drop(metrics)}"
-        known.append({"level": metrics.level, "status": metrics.status, "reason": reason})
+        known.append(Headline(metrics.level, metrics.status, reason))
     if drifted:
         reason = f"the {metrics.window} window has drifted: see the tests below"
-        known.append({"level": "warning", "status": "estimate", "reason": reason})
+        known.append(Headline("warning", "estimate", reason))
     if not known:
-        few = metrics.level is None
-        reason = "no alert is active" + ("; there are too few labels to know the accuracy" if few else "")
-        return {"level": "ok", "status": "", "reason": reason}
-    return max(known, key=lambda one: (Thresholds.severity(one["level"]), one["status"] == "confirmed"))
-
-
-def headline_text(worst: Mapping[str, str]) -> str:
-    """The headline in a line.
-
-    >>> headline_text({"level": "critical", "status": "confirmed", "reason": "ACCURACY 84 -> 66 %"})
-    'CRITICAL (confirmed): ACCURACY 84 -> 66 %'
-    """
-    status = f" ({worst['status']})" if worst["status"] else ""
-    return f"{worst['level'].upper()}{status}: {worst['reason']}"
+        few = "; there are too few labels to know the accuracy" if metrics.level is None else ""
+        return Headline("ok", "", f"no alert is active{few}")
+    return max(known, key=lambda one: (Thresholds.severity(one.level), one.status == "confirmed"))
 
 
 def alerts_text(found: Sequence[Alert]) -> str:

@@ -21,11 +21,6 @@ NORMAL_WEIGHT = 400  # of a font, where 700 is bold
 def drawable_text(name: str) -> str:
     """A name that can be drawn on this machine, on one line, with its dollar signs escaped.
 
-    Parameters
-    ----------
-    name
-        Of a class, for example.
-
     Examples
     --------
     >>> print(drawable_text("US$ café"), drawable_text("two\\nlines"))
@@ -37,13 +32,7 @@ def drawable_text(name: str) -> str:
 
 
 def draw_names(figure: Figure) -> Figure:
-    """Give all texts of a figure the fonts that their letters need, and return it.
-
-    Parameters
-    ----------
-    figure
-        A complete figure with names from ``drawable_text``.
-    """
+    """Give all texts of a figure the fonts that their letters need, and return it."""
     texts: list[Any] = figure.findobj(Text)
     families, _ = _fonts(_beyond("".join(text.get_text() for text in texts)))
     if families:

@@ -47,18 +47,9 @@ def tidy_axes(*axes: Axes) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
-    """One curve of a reliability diagram.
+    """One curve of a reliability diagram: predictions by confidence, and the label of the legend.
 
-    Parameters
-    ----------
-    bins
-        The predictions by confidence.
-    label
-        For the legend.
-    colour
-        Of line and dots.
-    interval
-        Gives the bounds of an accuracy, from the numbers of right and of all predictions; None draws none.
+    ``interval`` gives the bounds of an accuracy, from the numbers of right and of all predictions; None draws none.
     """
 
     bins: CalibrationBins
@@ -68,17 +59,10 @@ class ReliabilityCurve:
 
 
 def reliability_diagram(axes: Axes, curves: Sequence[ReliabilityCurve]) -> None:
-    """Draw accuracy by confidence, and the diagonal of perfect calibration.
+    """Draw accuracy by confidence, the last curve on top, and the diagonal of perfect calibration.
 
     The area of a dot is the size of its bin. Bins of fewer than ten predictions are hollow and not
     joined by the line: their accuracy is mostly chance.
-
-    Parameters
-    ----------
-    axes
-        Where to draw.
-    curves
-        The last is drawn on top.
 
     References
     ----------
@@ -102,15 +86,7 @@ def reliability_diagram(axes: Axes, curves: Sequence[ReliabilityCurve]) -> None:
 
 
 def reliability_figure(curves: Sequence[ReliabilityCurve], counted: str) -> Figure:
-    """A reliability diagram above a histogram of the confidences.
-
-    Parameters
-    ----------
-    curves
-        At least one; the last is drawn on top.
-    counted
-        Name of the counted things, such as ``images``.
-    """
+    """A reliability diagram above a histogram of the confidences; ``counted`` names what it counts, such as images."""
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     reliability_diagram(upper, curves)

@@ -41,16 +41,9 @@ class CalibrationBins:
 def calibration_bins(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], bins: int = CALIBRATION_BINS
 ) -> CalibrationBins:
-    """Accuracy by confidence, as a reliability diagram shows it.
+    """Accuracy by confidence of (N, K) probabilities, as a reliability diagram shows it.
 
-    Parameters
-    ----------
-    probabilities
-        float32 (N, K).
-    labels
-        int64 (N,), the true classes.
-    bins
-        How many; a confidence on an edge belongs to the bin above it, and 1 to the last.
+    A confidence on an edge belongs to the bin above it, and 1 to the last.
 
     Examples
     --------

@@ -19,14 +19,7 @@ class ClassScores(NamedTuple):
 def confusion_matrix(
     labels: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], k: int
 ) -> NDArray[np.int64]:
-    """int64 (K true, K predicted), how often each class was predicted as each.
-
-    Parameters
-    ----------
-    labels, predicted
-        (n,), index of the true and the predicted class.
-    k
-        Number of classes.
+    """int64 (K true, K predicted), how often each of ``k`` classes was predicted as each.
 
     Examples
     --------
@@ -39,10 +32,7 @@ def confusion_matrix(
 def class_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
     """Precision, recall and F1 of each class.
 
-    Parameters
-    ----------
-    right, predicted, true
-        (..., K), how often each class was predicted rightly, was predicted, and was the true one.
+    The arguments (..., K) are how often each class was predicted rightly, was predicted, and was the true one.
 
     Examples
     --------
@@ -55,10 +45,7 @@ def class_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
 def weighted_scores(right: Counts, predicted: Counts, true: Counts) -> ClassScores:
     """Means of precision, recall and F1 over the classes, weighted by how often each is the true one.
 
-    Parameters
-    ----------
-    right, predicted, true
-        (..., K), as in ``class_scores``, with at least one case.
+    The arguments are those of ``class_scores``, with at least one case.
 
     Examples
     --------

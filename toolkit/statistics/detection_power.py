@@ -16,14 +16,7 @@ REPORTED_DROPS = (0.05, 0.1, 0.2)  # of the three levels of alerts
 def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = RUN_LENGTH) -> float:
     """Expected number of labels between a relative drop of accuracy and the alarm; infinite if there is none.
 
-    Parameters
-    ----------
-    accuracy, n
-        Accuracy on the held-out images, and their number.
-    drop
-        The relative drop, in (0, 1).
-    run_length
-        Labels to a false alarm, on average.
+    ``accuracy`` is that of ``n`` held-out images, ``run_length`` the average number of labels to a false alarm.
 
     Examples
     --------
@@ -45,12 +38,7 @@ def labels_to_detect(accuracy: float, n: int, drop: float, run_length: float = R
 
 
 def describe_detectable_drops(accuracy: float, n: int) -> str:
-    """The drops of accuracy that the alarm detects by labels, as a sentence.
-
-    Parameters
-    ----------
-    accuracy, n
-        Accuracy on the held-out images, and their number.
+    """The drops of accuracy that the alarm detects by labels with ``n`` held-out images, as a sentence.
 
     Examples
     --------

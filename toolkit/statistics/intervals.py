@@ -14,16 +14,7 @@ class Interval(NamedTuple):
 
 
 def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share; (0, 1) without cases.
-
-    Parameters
-    ----------
-    right
-        How many of the ``n`` cases count.
-    n
-        Number of cases; need not be whole.
-    confidence
-        Chance that the interval holds the true share.
+    """Wilson's score interval of the share ``right / n``, numbers that need not be whole; (0, 1) without cases.
 
     Examples
     --------
@@ -50,12 +41,7 @@ def wilson(right: float, n: float, confidence: float = 0.95) -> Interval:
 def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """P-values corrected by Holm's method: the chance of any false alarm among the tests stays below alpha.
 
-    Parameters
-    ----------
-    p_values
-        One for each test.
-    weights
-        Part of alpha that each test may spend, in any unit; equal when None.
+    ``weights`` are the parts of alpha that the tests may spend, in any unit; equal when None.
 
     Examples
     --------
@@ -81,12 +67,8 @@ def holm(p_values: Sequence[float], weights: Sequence[float] | None = None) -> l
 def mcnemar(lost: int, gained: int) -> float:
     """The exact two-sided p-value of McNemar's test.
 
-    It uses the cases on which two classifiers disagree: if both are equally good, either is right in half of them.
-
-    Parameters
-    ----------
-    lost, gained
-        Cases that only the first classifier has right, and only the second.
+    It uses the cases that only the first of two classifiers has right (lost), and only the second (gained): if both are
+    equally good, either is right in half of them.
 
     Examples
     --------

@@ -53,12 +53,10 @@ def test_a_model_that_got_better_shows_no_drop():
 )
 def test_the_headline_is_the_worst_that_is_known(active, right, drifted, level):
     found = report.headline(active, metrics(right), drifted)
-    assert found["level"] == level
-    assert report.headline_text(found).upper().count(level.upper()) == 1
+    assert found.level == level
+    assert str(found).upper().count(level.upper()) == 1
 
 
 def test_without_labels_the_headline_is_no_all_clear():
     found = report.headline([], metrics(0, 0), None)
-    assert found == {
-        "level": "ok", "status": "", "reason": "no alert is active; there are too few labels to know the accuracy"
-    }  # fmt: skip
+    assert found == ("ok", "", "no alert is active; there are too few labels to know the accuracy")

@@ -8,13 +8,7 @@ MIN_SHARE = 0.001  # smallest share that is worth mentioning
 
 
 def clock_time(seconds: float, today: float) -> str:
-    """A moment by the clock on the wall of this machine, with the day unless it is that of ``today``.
-
-    Parameters
-    ----------
-    seconds, today
-        Seconds since 1970.
-    """
+    """A moment by the clock on the wall of this machine, with the day unless it is that of ``today``."""
     moment, now = _local(seconds), _local(today)
     if moment is None:
         return "an unknown time"

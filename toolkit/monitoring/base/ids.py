@@ -40,9 +40,8 @@ class _Ids:
 
     def next(self, seconds: float) -> int:
         with self._lock:
-            self._last = max(
-                self._last + 1, _milliseconds(seconds) << LOW_BITS | self._random.getrandbits(LOW_BITS - 1)
-            )
+            drawn = _milliseconds(seconds) << LOW_BITS | self._random.getrandbits(LOW_BITS - 1)
+            self._last = max(self._last + 1, drawn)
             return self._last
 
     def count(self, seconds: float, n: int) -> list[int]:
@@ -52,11 +51,8 @@ class _Ids:
                 self._process = (os.getpid() + of_host) % (1 << PROCESS_BITS)  # processes of a host differ
             first = max(self._counted + 1, _milliseconds(seconds) << COUNT_BITS)
             self._counted = first + n - 1
-        kind = 1 << (LOW_BITS - 1) | self._process << COUNT_BITS
-        return [
-            place >> COUNT_BITS << LOW_BITS | kind | place & ((1 << COUNT_BITS) - 1)
-            for place in range(first, first + n)
-        ]
+        kind, mask = 1 << (LOW_BITS - 1) | self._process << COUNT_BITS, (1 << COUNT_BITS) - 1
+        return [place >> COUNT_BITS << LOW_BITS | kind | place & mask for place in range(first, first + n)]
 
 
 def _milliseconds(seconds: float) -> int:
@@ -67,17 +63,10 @@ _ids = _Ids()
 
 
 def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
-    """A new id, larger than all that this function has returned in this process.
+    """A new id, larger than all that this function has returned in this process; the clock gives seconds since 1970.
 
     Ids that two processes make within the same millisecond collide once in a million times.
 
-    Parameters
-    ----------
-    clock
-        Seconds since 1970.
-
-    Examples
-    --------
     >>> earlier, later = new_prediction_id(), new_prediction_id()
     >>> len(earlier), earlier < later
     (16, True)
@@ -88,17 +77,9 @@ def new_prediction_id(clock: Callable[[], float] = time.time) -> str:
 def new_id_numbers(seconds: float, n: int) -> list[int]:
     """``n`` new id numbers in ascending order, larger than all that this function has returned in this process.
 
-    Two processes of a host never make the same number, unless their process ids differ by a multiple of 2,048.
+    Two processes of a host never make the same number, unless their process ids differ by a multiple of 2,048. A
+    millisecond holds 512 numbers; more of one moment count as of the next milliseconds.
 
-    Parameters
-    ----------
-    seconds
-        The time since 1970. A millisecond holds 512 numbers; more of one moment count as of the next milliseconds.
-    n
-        How many.
-
-    Examples
-    --------
     >>> made = new_id_numbers(0.0, 1000) + new_id_numbers(0.0, 1000)
     >>> len(made), made == sorted(set(made))
     (2000, True)
@@ -116,15 +97,8 @@ def format_id(number: int) -> str:
 
 
 def parse_prediction_id(prediction_id: str) -> int:
-    """The number of an id.
+    """The number of an id; ``UnknownPrediction`` when the text is none.
 
-    Raises
-    ------
-    UnknownPrediction
-        When the text is not an id.
-
-    Examples
-    --------
     >>> parse_prediction_id("00000000000000ff")
     255
     """

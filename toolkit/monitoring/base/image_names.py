@@ -10,25 +10,11 @@ _GAP = "..."  # in place of the middle, since both ends of a path or URL say mos
 
 
 def image_name(source: str | os.PathLike[str] | None, name: str = "source") -> str | None:
-    """The name of an image as it is stored and shown; None when it has none.
+    """The name of an image, such as a path, a URL or a content hash, as it is stored and shown; None when it has none.
 
     Characters that do not print, such as line ends and escape sequences, are escaped; of a name longer than
-    256 characters the middle is left out.
+    256 characters the middle is left out. ``name`` is that of the argument in an error message.
 
-    Parameters
-    ----------
-    source
-        A file name, a URL, a content hash, or another text that identifies the image.
-    name
-        Name of the argument in an error message.
-
-    Raises
-    ------
-    SettingsError
-        When ``source`` is neither text nor a path.
-
-    Examples
-    --------
     >>> image_name("cats/7.jpg"), image_name("a\\nb\\x1b[31m"), image_name("")
     ('cats/7.jpg', 'a\\\\nb\\\\x1b[31m', None)
     >>> len(image_name("x" * 1000))
@@ -36,9 +22,10 @@ def image_name(source: str | os.PathLike[str] | None, name: str = "source") -> s
     """
     if source is None:
         return None
-    text = source if isinstance(source, str) else _path(source, name)
-    if len(text) > MAX_LENGTH:
-        text = _bounded(text)
+    given = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    if not isinstance(given, str):
+        raise SettingsError(f"{name} must be a text such as a file name, got {type(source).__name__}")
+    text = _bounded(given)
     if not text.isprintable():
         text = _bounded("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
     return text or None
@@ -50,13 +37,6 @@ def image_names(sources: Sequence[str | os.PathLike[str] | None], n: int) -> lis
         got = type(sources).__name__ if isinstance(sources, str | bytes) else f"{len(sources):,}"
         raise SettingsError(f"{n:,} sources are needed, one for each prediction, got {got}")
     return [image_name(source, f"sources[{place}]") for place, source in enumerate(sources)]
-
-
-def _path(source: object, name: str) -> str:
-    text = os.fspath(source) if isinstance(source, os.PathLike) else None
-    if not isinstance(text, str):
-        raise SettingsError(f"{name} must be a text such as a file name, got {type(source).__name__}")
-    return text
 
 
 def _bounded(text: str) -> str:

@@ -72,21 +72,21 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not isinstance(self.trust_labels, bool):
             raise SettingsError(f"trust_labels must be True or False, got {self.trust_labels!r}")
-        self._check_ignored()
-        for entry in (entry for entry in fields(self) if entry.name not in ("trust_labels", "ignore")):
-            value = getattr(self, entry.name)
-            if entry.name.startswith("minimum"):
-                if value < 2:
-                    raise SettingsError(f"{entry.name} must be at least 2, got {value:g}")
-            elif entry.name.startswith("max"):
-                if not 0 < value <= MAX_FALSE_ALARMS:
-                    raise SettingsError(
-                        f"{entry.name} must be more than 0 and at most {MAX_FALSE_ALARMS:,}, got {value:g}"
-                    )
-            elif entry.name != "mean_shift" and not 0 < value < 1:
-                raise SettingsError(f"{entry.name} must lie between 0 and 1, got {value:g}")
-        if self.mean_shift <= 0:
-            raise SettingsError(f"mean_shift must be more than 0, got {self.mean_shift:g}")
+        choices = [*ALERTED_METRICS, *(f"{one}/{window}" for one in ALERTED_METRICS for window in EVALUATED_WINDOWS)]
+        for name in self.ignore:
+            if name not in choices:
+                raise SettingsError(f"ignore must be one of {suggest(choices, name)}; got {name!r}")
+        for name in (entry.name for entry in fields(self) if entry.name not in ("trust_labels", "ignore")):
+            value = getattr(self, name)
+            kept, rule = 0 < value < 1, "lie between 0 and 1"
+            if name.startswith("minimum"):
+                kept, rule = value >= 2, "be at least 2"
+            elif name == "max_false_alarms_per_million":
+                kept, rule = 0 < value <= MAX_FALSE_ALARMS, f"be more than 0 and at most {MAX_FALSE_ALARMS:,}"
+            elif name == "mean_shift":
+                kept, rule = value > 0, "be more than 0"
+            if not kept:
+                raise SettingsError(f"{name} must {rule}, got {value:g}")
         if not self.warning < self.critical < self.immediate:
             raise SettingsError("the levels must grow from warning over critical to immediate")
 
@@ -98,15 +98,6 @@ class Thresholds:
         ('prediction_distribution', 'confidence_distribution/short')
         """
         return tuple(name for part in text.split(",") if (name := part.strip()))
-
-    def _check_ignored(self) -> None:
-        choices = [
-            *ALERTED_METRICS,
-            *(f"{metric}/{window}" for metric in ALERTED_METRICS for window in EVALUATED_WINDOWS),
-        ]
-        for name in self.ignore:
-            if name not in choices:
-                raise SettingsError(f"ignore must be one of {suggest(choices, name)}; got {name!r}")
 
     def ignores(self, metric: str, window: str) -> bool:
         """Whether a metric raises no alert in a window."""

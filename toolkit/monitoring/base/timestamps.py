@@ -18,23 +18,10 @@ END_OF_TIME = 32_503_680_000  # the year 3000 in seconds since 1970; larger numb
 
 
 def to_timestamp(moment: TimeLike, name: str = "since") -> float:
-    """Seconds since 1970.
+    """Seconds since 1970 of a time between the years 1970 and 3000; ``name`` is that of the argument in an error.
 
-    Parameters
-    ----------
-    moment
-        A number of seconds since 1970; a datetime, in local time if it has no zone; a date or an ISO 8601 text,
-        in UTC if it has no zone; or a number as text.
-    name
-        Name of the argument in an error message.
+    A datetime without a zone is in local time, a date or an ISO 8601 text without one in UTC; a number is of seconds.
 
-    Raises
-    ------
-    SettingsError
-        When it is not a time, or not between the years 1970 and 3000.
-
-    Examples
-    --------
     >>> to_timestamp("2020-01-01"), to_timestamp("2020-01-01T01:00+01:00"), to_timestamp(1577836800)
     (1577836800.0, 1577836800.0, 1577836800.0)
     >>> to_timestamp("soon")

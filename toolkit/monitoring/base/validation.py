@@ -15,20 +15,7 @@ FEW_CLASSES = 40  # up to which Python's own min and sum are faster than numpy's
 def parse_probabilities(
     probabilities: ArrayLike | Mapping[str, float], classes: tuple[str, ...]
 ) -> NDArray[np.float16]:
-    """Probabilities of one prediction as they are stored: (K,) float16 in class order.
-
-    Parameters
-    ----------
-    probabilities
-        (K,) in class order, or by class name. NaN and infinity are allowed.
-    classes
-        Class names in output order, K of them.
-
-    Raises
-    ------
-    SettingsError
-        When they are not probabilities of these classes.
-    """
+    """Probabilities of one prediction as they are stored: (K,) float16 in class order; NaN and infinity are allowed."""
     if isinstance(probabilities, Mapping):
         probabilities = _in_order(probabilities, classes)
     values = _floats(probabilities)

@@ -1,50 +1,34 @@
 """The plot of any metric of a model version."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable
 
 from matplotlib.figure import Figure
 
-from toolkit.monitoring.base.predictions import Predictions
-from toolkit.monitoring.base.thresholds import Thresholds
-from toolkit.monitoring.plots import over_time, snapshot, style
+from toolkit.monitoring.pipeline.stream_state import StreamState
+from toolkit.monitoring.plots import over_time, snapshot
+from toolkit.monitoring.plots.style import NO_PREDICTIONS
 from toolkit.monitoring.plots.timeline import timeline
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.monitoring.windows.drift import DriftReport
-from toolkit.monitoring.windows.reference import ReferenceBins
-from toolkit.monitoring.windows.summary import WindowSummary
-
-
-class WindowSource(Protocol):
-    """The windows and the history of a model version, such as a ``StreamState``."""
-
-    bins: ReferenceBins
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """Sizes at which levels begin."""
-
-    def counts(self, window: str) -> WindowSummary:
-        """Counts of a window."""
-
-    def history(self) -> tuple[Sequence[WindowSummary], Iterable[Predictions]]:
-        """Counts of older predictions, and the predictions after them."""
+from toolkit.plotting.style import empty_figure
 
 
 def metric_plot(
-    metric: str, version: str, source: WindowSource, alerts: Iterable[Alert], drift: Callable[[], DriftReport]
+    metric: str, version: str, state: StreamState, alerts: Iterable[Alert], drift: Callable[[], DriftReport]
 ) -> Figure:
     """The plot of one of the metrics of ``ModelMonitor.plot_metrics``; ``drift`` tests all windows."""
     if not version:
-        return style.no_data()
+        return empty_figure(NO_PREDICTIONS)
     if metric == "drift":
         return snapshot.drift(drift())
-    bins = source.bins
+    bins = state.bins
     if metric == "calibration":
-        return snapshot.calibration(version, source.counts("medium"), bins)
-    line, now = timeline(*source.history(), bins), source.counts("short")
+        return snapshot.calibration(version, state.counts("medium"), bins)
+    line, now = timeline(*state.history(), bins), state.counts("short")
+    if not line.points:
+        return empty_figure(NO_PREDICTIONS)
     if metric == "accuracy":
-        return over_time.accuracy(version, line, now, bins, source.thresholds, alerts)
+        return over_time.accuracy(version, line, now, bins, state.thresholds, alerts)
     if metric == "volume":
         return over_time.volume(version, line, alerts)
     if metric == "inputs":

@@ -1,7 +1,8 @@
 """Plots over time, drawn from counts: ten million predictions take no longer than a thousand.
 
 Each function returns a matplotlib Figure made without pyplot or global state, which works in a thread and without a
-screen. ``now`` are the counts of the short window, and ``alerts`` those of the model version, of any metric.
+screen. The timeline has a point at least; ``now`` are the counts of the short window, and ``alerts`` those of the model
+version, of any metric.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from toolkit.monitoring.windows.drift import DriftReport, DriftResult
 from toolkit.monitoring.windows.label_bias import effective_labels
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
-from toolkit.plotting.style import BLUE, GREY, class_label, tidy_axes
+from toolkit.plotting.style import BLUE, GREY, class_label, empty_figure, tidy_axes
 from toolkit.statistics.intervals import wilson
 
 MAX_CLASSES = 20  # rows of the class chart, of the classes that changed most
@@ -48,8 +49,6 @@ def accuracy(
     A strip below counts the labels; where there are none the line has a gap. Diamonds are the
     accuracy alerts, at the time when they were raised.
     """
-    if not timeline.points:
-        return style.no_data()
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     labels = np.array([point.n_labels for point in timeline.points])
@@ -88,8 +87,6 @@ def confidence(
     version: str, timeline: Timeline, now: WindowSummary, bins: ReferenceBins, alerts: Iterable[Alert] = ()
 ) -> Figure:
     """Confidence over time, and its distribution in the short window against the reference."""
-    if not timeline.points:
-        return style.no_data()
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     median = _spread(left, timeline, bins, 0)
@@ -120,8 +117,6 @@ def predictions(
 
     Of more than twenty classes the ones that changed most have a row, and the others a sum.
     """
-    if not timeline.points:
-        return style.no_data()
     recent = _shares(now.classes)
     usual = _shares(bins.reference.classes) if bins.reference is not None else recent
     over_time = np.array([_shares(point.classes) for point in timeline.points])  # (P, K)
@@ -146,12 +141,10 @@ def predictions(
 
 def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Figure:
     """Rate of predictions, share that is not finite, and latency."""
-    if not timeline.points:
-        return style.no_data()
     figure = Figure(figsize=(10, 6.2), layout="constrained")
     rate, broken, latency = figure.subplots(3, 1, sharex=True)
     unit, rates = _rates(timeline)
-    style.steps(rate, timeline, rates)
+    style.bars(rate, timeline, rates, width=1)
     rate.set_ylabel(f"predictions\nper {unit}")
     shares = np.array([point.non_finite / point.n for point in timeline.points])
     style.line(broken, timeline, shares, lw=1.4)
@@ -177,11 +170,9 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
 
 def inputs(version: str, timeline: Timeline, bins: ReferenceBins, report: DriftReport | None = None) -> Figure:
     """Statistics of the images over time against the reference; red is what the report found drifted."""
-    if not timeline.points:
-        return style.no_data()
     names = bins.statistics
     if not names:
-        return style.no_data("Nothing is known of the images: there is no baseline that holds statistics of any.")
+        return empty_figure("Nothing is known of the images: there is no baseline that holds statistics of any.")
     rows = -(-len(names) // PER_ROW)
     figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
     grid = figure.subplots(rows, min(PER_ROW, len(names)), squeeze=False).ravel()

@@ -11,7 +11,7 @@ from toolkit.monitoring.windows.drift import DriftReport, DriftResult
 from toolkit.monitoring.windows.metrics import calibration_of
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
-from toolkit.plotting.style import BLUE, GREY, ReliabilityCurve, class_label, reliability_figure
+from toolkit.plotting.style import BLUE, GREY, ReliabilityCurve, class_label, empty_figure, reliability_figure
 from toolkit.statistics.intervals import wilson
 
 MAX_EFFECT = 6.0  # times the least effect that matters, where the drift chart ends
@@ -29,7 +29,7 @@ def drift(report: DriftReport) -> Figure:
     Red is drift; amber is large enough to matter and may be chance all the same; grey is too little data.
     """
     if not report.results:
-        return style.no_data()
+        return empty_figure(style.NO_PREDICTIONS)
     windows = list(dict.fromkeys(result.window for result in report.results))
     metrics = list(dict.fromkeys((result.family, result.metric) for result in report.results))
     figure = Figure(figsize=(3.6 * len(windows) + 2, 0.36 * len(metrics) + 2.2), layout="constrained")
@@ -61,9 +61,9 @@ def calibration(version: str, counts: WindowSummary, bins: ReferenceBins) -> Fig
     The title has the expected calibration error (ECE) and its 95 % interval.
     """
     if not counts.n:
-        return style.no_data()
+        return empty_figure(style.NO_PREDICTIONS)
     if not counts.n_labels:
-        return style.no_data(f"There are no labels for the last {counts.n:,} predictions.")
+        return empty_figure(f"There are no labels for the last {counts.n:,} predictions.")
     curves = [ReliabilityCurve(calibration_of(counts), f"{counts.n_labels:,} labels, 95 % intervals", BLUE, wilson)]
     if bins.reference is not None:
         usual = calibration_of(bins.reference)

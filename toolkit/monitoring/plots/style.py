@@ -15,19 +15,15 @@ from numpy.typing import NDArray
 from toolkit.monitoring.plots.timeline import Timeline
 from toolkit.monitoring.store.alerts import Alert
 from toolkit.plotting.fonts import draw_names, drawable_text
-from toolkit.plotting.style import BLUE, GREY, empty_figure
+from toolkit.plotting.style import BLUE, GREY
 
+NO_PREDICTIONS = "No predictions have been logged yet."
 SHADE = "#9db8d2"
 LEVEL_COLOURS = {"warning": "#e0a100", "critical": "#e05a00", "immediate": "#b00020"}
 DRIFT_COLOURS = {"drift": "#b00020", "unproven": "#e0a100", "no_drift": "#2e7d5b", "insufficient_data": "#b5b5b5"}
 MIN_BAR_WIDTH = 1 / 250  # of the axis: thinner ones disappear
 
 Floats = NDArray[np.float64]
-
-
-def no_data(text: str = "No predictions have been logged yet.") -> Figure:
-    """An empty figure with the reason."""
-    return empty_figure(text)
 
 
 def with_title(figure: Figure, text: str) -> Figure:
@@ -55,13 +51,7 @@ def note(axes: Axes, text: str) -> None:
 
 
 def time_axis(axes: Axes, timeline: Timeline, *, few: bool = False) -> None:
-    """The axis below: dates, or the number of predictions when they came in one go.
-
-    Parameters
-    ----------
-    few
-        Whether the axis is short, with few ticks.
-    """
+    """The axis below: dates, or the number of predictions when they came in one go; a short axis has few ticks."""
     begin, end = _x(timeline, np.array([timeline.starts.min(), timeline.ends.max()]))
     drawn = [each.dataLim for each in axes.get_shared_x_axes().get_siblings(axes)]  # an alert may come later
     axes.set_xlim(min(begin, *(each.x0 for each in drawn)), max(end, *(each.x1 for each in drawn)))
@@ -95,18 +85,11 @@ def band(axes: Axes, timeline: Timeline, low: Floats, high: Floats, *, label: st
     axes.fill_between(_x(timeline, x), bottom, top, color=SHADE, alpha=alpha, lw=0.8, label=label)
 
 
-def bars(axes: Axes, timeline: Timeline, heights: NDArray[Any]) -> None:
-    """A number for each point, as wide as its time."""
+def bars(axes: Axes, timeline: Timeline, heights: NDArray[Any], *, width: float = 0.9) -> None:
+    """A number for each point, as wide as this part of its time; 0 in the pauses between."""
     starts, ends = _x(timeline, timeline.starts), _x(timeline, timeline.ends)
-    widths = np.maximum(0.9 * (ends - starts), MIN_BAR_WIDTH * (ends.max() - starts.min()))
+    widths = np.maximum(width * (ends - starts), MIN_BAR_WIDTH * (ends.max() - starts.min()))
     axes.bar((starts + ends) / 2, heights, width=widths, color=SHADE)
-
-
-def steps(axes: Axes, timeline: Timeline, heights: Floats) -> None:
-    """A number for each point from its beginning to its end, 0 in the pauses between."""
-    starts, ends = _x(timeline, timeline.starts), _x(timeline, timeline.ends)
-    widths = np.maximum(ends - starts, MIN_BAR_WIDTH * (ends.max() - starts.min()))
-    axes.bar(starts, heights, width=widths, align="edge", color=SHADE)
 
 
 def alert_markers(axes: Axes, timeline: Timeline, alerts: Iterable[Alert], metric: str, values: Floats) -> None:

@@ -29,12 +29,7 @@ class Timeline:
 
     A piece holds about as many predictions as any other, so that points are equally certain, and is wide enough to
     be seen. Points are placed by time where the whole took ten minutes or more; else, as after a batch job or a test,
-    by the number of predictions.
-
-    Parameters
-    ----------
-    points
-        P counts, oldest first, none of them empty.
+    by the number of predictions. No point is empty.
 
     Examples
     --------
@@ -123,14 +118,8 @@ class Timeline:
 def timeline(older: Iterable[WindowSummary], recent: Iterable[Predictions], bins: ReferenceBins) -> Timeline:
     """A timeline of at most 60 points, of any number of predictions.
 
-    Parameters
-    ----------
-    older
-        Counts of consecutive predictions, oldest first; at most 120 are held at a time.
-    recent
-        The predictions that follow them, with their statistics and probabilities, a page of rows at a time.
-    bins
-        The bins to count in.
+    ``older`` are counts of consecutive predictions, oldest first, at most 120 of them held at a time; ``recent`` are
+    the predictions that follow, with their statistics and probabilities, a page of rows at a time.
 
     Examples
     --------

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from support.prediction_fixtures import alert_of, baseline_of, names, window_of
-from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.plots import over_time
 from toolkit.monitoring.plots.timeline import timeline
@@ -298,12 +297,6 @@ def test_every_figure_is_drawn_whatever_the_data(n, bins, broken, span):
     alerts = [alert_of(metric, level="warning") for metric in metrics]
     for figure in all_figures(window, bins, alerts):
         figure.draw_without_rendering()
-
-
-def test_nothing_is_said_to_be_nothing():
-    empty = Predictions.empty(names(K))
-    said = [texts(figure)[0] for figure in all_figures(empty, BINS)]
-    assert said == ["No predictions have been logged yet."] * 5
 
 
 def test_blocks_and_rows_make_one_figure():
