@@ -243,9 +243,8 @@ from toolkit.errors import (
     suggest,
 )
 from toolkit.registry.bundles import load_version, verify
-from toolkit.registry.external_versions import adopt, recognised
 from toolkit.registry.formatting import comparison_table, version_table, version_text
-from toolkit.registry.registration import register
+from toolkit.registry.registration import adopt, recognised, register
 from toolkit.registry.run_selection import Mode, chosen_run, only_experiment, ranked_runs, usual_metric
 from toolkit.registry.stages import Stages, contradiction, contradictions, rollback_candidates, utc_now
 from toolkit.registry.versions import (
@@ -556,10 +555,10 @@ class ModelRegistry:
 
     def plot_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
         """``compare_models`` of up to ten versions as a figure: accuracy, classes, calibration."""
-        from toolkit.registry.comparison import columns
         from toolkit.registry.plots import comparison_figure
 
-        return comparison_figure(columns(self._chosen(versions, data)))
+        candidates = self._chosen(versions, data)
+        return comparison_figure({f"v{each.version.version}": each.baseline for each in candidates})
 
     def history(self) -> "pd.DataFrame":
         """Every transition of every version that exists, oldest first, registrations included.
@@ -702,11 +701,12 @@ class ModelRegistry:
         if not versions:
             raise RegistryError("name the versions to compare, such as 1 2")
         chosen = {found.version: found for found in map(self.get, versions)}
-        from toolkit.registry.comparison import measured, on_the_same
+        from toolkit.registry.comparison import measured
+        from toolkit.registry.mcnemar import are_same_images
 
         models = [load_version(self._client, version) for version in chosen.values()]
         candidates = measured(models, None if data is None else Path(data))
-        if not on_the_same(candidates):
+        if not are_same_images([candidate.baseline for candidate in candidates]):
             log.warning(
                 "%s have no image in common that all were measured on, so each is measured on its own images;"
                 " with --data FOLDER all are run on the same labelled images",
@@ -715,11 +715,10 @@ class ModelRegistry:
         return candidates
 
     def _log_comparison_plot(self, candidates: "Sequence[Candidate]") -> None:
-        from toolkit.registry.comparison import columns
         from toolkit.registry.plots import MAX_VERSIONS, comparison_figure
 
-        drawn = columns(candidates[:MAX_VERSIONS])
-        name, run_id = "_".join(column.name for column in drawn), candidates[0].version.run_id
+        drawn = {f"v{each.version.version}": each.baseline for each in candidates[:MAX_VERSIONS]}
+        name, run_id = "_".join(drawn), candidates[0].version.run_id
         try:
             with mlflow_call("log the plot", timeout=ANSWER_SECONDS):
                 self._client.log_figure(run_id, comparison_figure(drawn), f"comparison/{name}.png")

@@ -41,19 +41,8 @@ class LoadedModel:
 def load_version(client: MlflowClient, version: Version, cache: Path | None = None) -> LoadedModel:
     """Download a version's bundle, check it against the version's digest, and load it.
 
-    Parameters
-    ----------
-    client
-        Client of the store.
-    version
-        The version.
-    cache
-        A folder of bundles by digest, from which the program is read when it is first run; None: no cache.
-
-    Raises
-    ------
-    BundleError
-        The bundle is missing, altered or cannot be loaded; the message names the version.
+    With a cache, a folder of bundles by digest, the program is read from there when it is first run. A
+    ``BundleError`` names the version.
     """
     from toolkit.bundle.program import load_bundle, open_bundle_lazily
 
@@ -78,7 +67,8 @@ def download(client: MlflowClient, location: str) -> Iterator[Path]:
         The store does not answer, breaks off or refuses.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
-        yield _download(client, location, None if _is_local(location) else Path(scratch))
+        local = urlparse(location).scheme in ("", "file")
+        yield _download(client, location, None if local else scratch)
 
 
 @contextmanager
@@ -158,20 +148,17 @@ def _is_intact(folder: Path, digest: str) -> bool:
     return True
 
 
-def _is_local(location: str) -> bool:
-    return urlparse(location).scheme in ("", "file")
-
-
-def _download(client: MlflowClient, location: str, target: Path | None) -> Path:
+def _download(client: MlflowClient, location: str, target: str | None) -> Path:
     try:
         with short_timeouts():
             found = mlflow.artifacts.list_artifacts(artifact_uri=location, tracking_uri=client.tracking_uri)
         if found:
             with short_timeouts(FILE_SECONDS):
-                folder = mlflow.artifacts.download_artifacts(
-                    artifact_uri=location, dst_path=str(target) if target else None, tracking_uri=client.tracking_uri
+                return Path(
+                    mlflow.artifacts.download_artifacts(
+                        artifact_uri=location, dst_path=target, tracking_uri=client.tracking_uri
+                    )
                 )
-            return Path(folder)
     except Exception as error:  # noqa: BLE001  each kind of artifact store raises kinds of its own
         raise TrackingError(f"cannot fetch the bundle from {location}: {reason_of(error)}") from None
     raise BundleError(f"the bundle is gone: nothing is at {location}")

@@ -1,7 +1,7 @@
 """Model versions side by side, measured in the same way, as a table with a row for each."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from toolkit.bundle.files import Card
 from toolkit.registry.bundles import LoadedModel
 from toolkit.registry.evaluation_data import predict_all, read_labelled
 from toolkit.registry.latency import measure_latencies
-from toolkit.registry.mcnemar import PairedCounts, on_shared, pair_by_hash
+from toolkit.registry.mcnemar import on_shared, pair_by_hash
 from toolkit.registry.metrics import accuracy_of, scores_of
 from toolkit.registry.versions import Version
+
+AGAINST_FIRST = ("difference", "difference_low", "difference_high", "gained", "lost", "p_value")
 
 
 @dataclass(frozen=True)
@@ -44,39 +46,10 @@ class Candidate:
     held_out: Baseline | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
-    """The data of one version in a plot.
-
-    Parameters
-    ----------
-    name
-        Name such as ``v3``.
-    baseline
-        Its results.
-    paired
-        Agreement with the first version on shared images; None for the first.
-    """
-
-    name: str
-    baseline: Baseline
-    paired: PairedCounts | None
-
-
 def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:
-    """Measure versions in the same way.
+    """Measure versions on a folder of labelled images, or on the images that all of them held out.
 
-    Parameters
-    ----------
-    models
-        The loaded versions.
-    data
-        A folder of labelled images to run all of them on. None: they are compared on the images that all of
-        them held out or, where there are none, each on its own held-out images.
-
-    Returns
-    -------
-    One candidate a version, in the order of the versions.
+    Where they held out none in common, each is measured on its own held-out images.
     """
     bundles = [model.bundle for model in models]
     held_out = [bundle.baseline for bundle in bundles]
@@ -94,58 +67,32 @@ def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate
     ]
 
 
-def on_the_same(candidates: Sequence[Candidate]) -> bool:
-    """Whether all versions were measured on the same images."""
-    return all(
-        pair_by_hash(candidates[0].baseline, each.baseline).whole.images
-        == each.baseline.size
-        == candidates[0].baseline.size
-        for each in candidates
-    )
-
-
 def comparison_frame(candidates: Sequence[Candidate]) -> pd.DataFrame:
     """A table with one row a version; paired metrics are against the first, which has none.
 
     Columns that begin with ``setting.`` and ``data.`` are those in which the versions differ.
     """
     rows = [_row(candidate, candidates[0]) for candidate in candidates]
-    for prefix, values in (
-        ("setting.", [candidate.card.settings for candidate in candidates]),
-        ("data.", [candidate.card.data for candidate in candidates]),
-    ):
+    for prefix, part in (("setting.", "settings"), ("data.", "data")):
+        values = [getattr(candidate.card, part) for candidate in candidates]
         for name in differing(values):
             for row, value in zip(rows, values, strict=True):
                 row[prefix + name] = value.get(name)
-    if any(candidate.held_out and candidate.held_out.size > candidate.baseline.size for candidate in candidates):
-        for row, candidate in zip(rows, candidates, strict=True):
-            whole = candidate.held_out or candidate.baseline
+    held_out = [candidate.held_out or candidate.baseline for candidate in candidates]
+    if any(whole.size > candidate.baseline.size for whole, candidate in zip(held_out, candidates, strict=True)):
+        for row, whole in zip(rows, held_out, strict=True):
             row |= {"held_out_images": whole.size, "held_out_accuracy": whole.accuracy}
     return pd.DataFrame(rows).set_index("version")
 
 
-def columns(candidates: Sequence[Candidate]) -> list[Column]:
-    """The data of each version for a plot; pairs are with the first."""
-    first = candidates[0]
-    return [
-        Column(
-            name=f"v{candidate.version.version}",
-            baseline=candidate.baseline,
-            paired=None if candidate is first else pair_by_hash(first.baseline, candidate.baseline).whole,
-        )
-        for candidate in candidates
-    ]
-
-
-def differing(values: Iterable[dict[str, Any]]) -> list[str]:
+def differing(values: Sequence[dict[str, Any]]) -> list[str]:
     """The names with different values.
 
     >>> differing([{"seed": 1, "epochs": 5}, {"seed": 2, "epochs": 5}, {"seed": 1}])
     ['epochs', 'seed']
     """
-    every = list(values)
-    names = sorted({name for each in every for name in each})
-    return [name for name in names if any(each.get(name) != every[0].get(name) for each in every)]
+    names = sorted({name for each in values for name in each})
+    return [name for name in names if any(each.get(name) != values[0].get(name) for each in values)]
 
 
 def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
@@ -159,23 +106,17 @@ def _row(candidate: Candidate, first: Candidate) -> dict[str, Any]:
     }
     for name, score in {"accuracy": accuracy_of(baseline), **scores_of(baseline)}.items():
         row |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
-    row |= {"calibration_error": baseline.calibration_error} | _against(candidate, first)
-    row["mean_cv_accuracy"] = version.metrics.get("mean_cv_accuracy", math.nan)
-    latency = math.nan if candidate.latency_ms is None else candidate.latency_ms
-    return row | {"latency_ms": latency, "size_mb": candidate.size / 1e6, "created": version.created}
-
-
-def _against(candidate: Candidate, first: Candidate) -> dict[str, Any]:
-    whole = pair_by_hash(first.baseline, candidate.baseline).whole
-    itself = candidate is first
-    difference, low, high = (math.nan,) * 3 if itself else whole.difference
-    return {
-        "shared_images": whole.images,
-        "shared_accuracy": whole.accuracies[1],
-        "difference": difference,
-        "difference_low": low,
-        "difference_high": high,
-        "gained": None if itself else whole.gained,
-        "lost": None if itself else whole.lost,
-        "p_value": math.nan if itself else whole.p_value,
+    paired = pair_by_hash(first.baseline, baseline).whole
+    against: tuple[float | None, ...] = (*paired.difference, paired.gained, paired.lost, paired.p_value)
+    if candidate is first:
+        against = (math.nan, math.nan, math.nan, None, None, math.nan)
+    return row | {
+        "calibration_error": baseline.calibration_error,
+        "shared_images": paired.images,
+        "shared_accuracy": paired.accuracies[1],
+        **dict(zip(AGAINST_FIRST, against, strict=True)),
+        "mean_cv_accuracy": version.metrics.get("mean_cv_accuracy", math.nan),
+        "latency_ms": math.nan if candidate.latency_ms is None else candidate.latency_ms,
+        "size_mb": candidate.size / 1e6,
+        "created": version.created,
     }

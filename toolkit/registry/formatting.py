@@ -17,17 +17,7 @@ INTERVALS = ("accuracy", "precision_weighted", "recall_weighted", "f1_weighted",
 
 
 def version_description(card: Card, baseline: Baseline, choice: str, run: str) -> str:
-    """The description of a version on MLflow's page, in Markdown.
-
-    Parameters
-    ----------
-    card, baseline
-        From the version's bundle.
-    choice
-        Reason why the run was chosen.
-    run
-        Id of the run, or a link to its page.
-    """
+    """The description of a version on MLflow's page, in Markdown: ``choice`` says why the run was chosen."""
     classes = ", ".join(card.classes[:MAX_CLASSES]) + (", ..." if len(card.classes) > MAX_CLASSES else "")
     measured = [f"{name} {item.value:.4g} ({item.images} images)" for name, item in sorted(card.metrics.items())]
     settings = ", ".join(f"{name} {number_text(value)}" for name, value in sorted(card.settings.items()))
@@ -81,13 +71,7 @@ def version_text(version: Version) -> str:
 
 
 def comparison_table(table: "pd.DataFrame") -> str:
-    """A comparison with versions as columns, since it has more metrics than a line holds.
-
-    Parameters
-    ----------
-    table
-        The table of ``comparison.comparison_frame``.
-    """
+    """The table of ``comparison_frame`` with versions as columns, since it has more metrics than a line holds."""
     table = table.astype(object).where(table.notna(), None)
     special = {
         "created": [f"{created:%Y-%m-%d %H:%M}" for created in table["created"]],

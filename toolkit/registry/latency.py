@@ -6,10 +6,8 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from toolkit.bundle.program import Bundle
-from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores
 
 WARM_UP = 3  # rounds that are not counted: a program plans and allocates in the first ones
@@ -33,33 +31,18 @@ def measure_latencies(
         Rounds that count, at least 1.
     clock
         Gives the time in seconds.
-
-    Returns
-    -------
-    Milliseconds, one number a bundle, in their order.
-
-    Raises
-    ------
-    SettingsError
-        Fewer than one repetition.
-
-    Examples
-    --------
-    Two versions, the second at half the side::
-
-        measure_latencies([registry.load(1).bundle, registry.load(2).bundle])  # such as [21.3, 6.0]
     """
-    if repetitions < 1:
-        raise SettingsError(f"repetitions must be at least 1, got {repetitions}")
     generator = np.random.default_rng(SEED)
-    images = [_noise(generator, bundle.card.image_size) for bundle in bundles]
-    turns = list(zip(bundles, images, strict=True))
+    sides = [bundle.card.image_size for bundle in bundles]
+    images = [generator.integers(0, 256, (1, side, side, 3), np.uint8) for side in sides]
+    times = np.zeros((WARM_UP + repetitions, len(bundles)))  # seconds
     with at_most_threads(usable_cores()):
-        rounds = [
-            [_milliseconds(bundle, image, clock) for bundle, image in turns]
-            for _ in range(WARM_UP + repetitions)
-        ]  # fmt: skip
-    return [float(np.median(times)) for times in zip(*rounds[WARM_UP:], strict=True)]
+        for row in times:
+            for column, (bundle, image) in enumerate(zip(bundles, images, strict=True)):
+                start = clock()
+                bundle.predict(image)
+                row[column] = clock() - start
+    return [1000 * float(median) for median in np.median(times[WARM_UP:], axis=0)]
 
 
 @contextmanager
@@ -71,14 +54,3 @@ def at_most_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _noise(generator: np.random.Generator, size: int) -> NDArray[np.uint8]:
-    """uint8 (1, size, size, 3)."""
-    return generator.integers(0, 256, (1, size, size, 3), np.uint8)
-
-
-def _milliseconds(bundle: Bundle, image: NDArray[np.uint8], clock: Callable[[], float]) -> float:
-    start = clock()
-    bundle.predict(image)
-    return 1000 * (clock() - start)

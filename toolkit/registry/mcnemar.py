@@ -6,8 +6,9 @@ only the disagreements count, so that much smaller differences become significan
 """
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,11 +83,6 @@ class PairedCounts:
         half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((lost + gained) / n - middle**2) / math.sqrt(n)
         return (self.gained - self.lost) / self.images, max(-1.0, middle - half), min(1.0, middle + half)
 
-    def __add__(self, other: "PairedCounts") -> "PairedCounts":
-        return PairedCounts(
-            self.both + other.both, self.lost + other.lost, self.gained + other.gained, self.neither + other.neither
-        )
-
 
 @dataclass(frozen=True)
 class PairedComparison:
@@ -103,18 +99,19 @@ class PairedComparison:
     @property
     def whole(self) -> PairedCounts:
         """All classes together."""
-        return sum(self.by_class.values(), PairedCounts())
+        return PairedCounts(*map(sum, zip(*map(astuple, self.by_class.values()), strict=True)))
 
 
 def pair_by_hash(first: Baseline, second: Baseline) -> PairedComparison:
     """Compare two versions on the images that both were measured on under the same class name."""
     before, after = _outcomes(first), _outcomes(second)
-    counts: dict[str, dict[tuple[bool, bool], int]] = {}
+    counts: dict[str, Counter[tuple[bool, bool]]] = defaultdict(Counter)
     for image in before.keys() & after.keys():
-        outcomes = counts.setdefault(image[1], {})
-        outcome = before[image], after[image]
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    return PairedComparison({name: _paired_counts(counts[name]) for name in sorted(counts)})
+        counts[image[1]][before[image], after[image]] += 1
+    outcomes = (True, True), (True, False), (False, True), (False, False)  # in the order of the fields
+    return PairedComparison(
+        {name: PairedCounts(*[found[each] for each in outcomes]) for name, found in sorted(counts.items())}
+    )
 
 
 def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
@@ -130,41 +127,33 @@ def on_shared(baselines: Sequence[Baseline]) -> list[Baseline]:
     >>> [part.hashes.tolist() for part in on_shared([baseline("a", "b"), baseline("b", "c", "a")])]
     [['a', 'b'], ['b', 'a']]
     """
-    names = [_names(baseline) for baseline in baselines]
-    shared = set(names[0]).intersection(*names[1:])
+    images = [_images(baseline) for baseline in baselines]
+    shared = set(images[0]).intersection(*images[1:])
     if not shared:
         return list(baselines)
-    return [
-        _part(baseline, np.array([name in shared for name in each]))
-        for baseline, each in zip(baselines, names, strict=True)
-    ]
+    chosen = [np.array([image in shared for image in each]) for each in images]
+    return [_part(baseline, some) for baseline, some in zip(baselines, chosen, strict=True)]
 
 
-def _paired_counts(outcomes: dict[tuple[bool, bool], int]) -> PairedCounts:
-    return PairedCounts(
-        both=outcomes.get((True, True), 0),
-        lost=outcomes.get((True, False), 0),
-        gained=outcomes.get((False, True), 0),
-        neither=outcomes.get((False, False), 0),
+def are_same_images(baselines: Sequence[Baseline]) -> bool:
+    """Whether all baselines are of the same images, under the same class names."""
+    images = [set(_images(baseline)) for baseline in baselines]
+    return all(
+        each == images[0] and len(each) == baseline.size for each, baseline in zip(images, baselines, strict=True)
     )
 
 
 def _outcomes(baseline: Baseline) -> Outcomes:
-    correct = (baseline.predicted == baseline.labels).tolist()
-    return dict(zip(_names(baseline), correct, strict=False))
+    return dict(zip(_images(baseline), (baseline.predicted == baseline.labels).tolist(), strict=False))
 
 
-def _names(baseline: Baseline) -> list[tuple[str, str]]:
+def _images(baseline: Baseline) -> list[tuple[str, str]]:
     """The content hash and the true class of each image; empty without hashes."""
-    if not len(baseline.hashes):
-        return []
-    return [
-        (str(content), baseline.classes[label]) for content, label in zip(baseline.hashes, baseline.labels, strict=True)
-    ]
+    labels = baseline.labels[: len(baseline.hashes)]
+    return [(str(content), baseline.classes[label]) for content, label in zip(baseline.hashes, labels, strict=True)]
 
 
 def _part(baseline: Baseline, chosen: NDArray[np.bool_]) -> Baseline:
+    columns = {name: getattr(baseline, name)[chosen] for name in ("probabilities", "labels", "hashes")}
     statistics = {name: column[chosen] for name, column in baseline.statistics.items()}
-    return Baseline(
-        baseline.classes, baseline.probabilities[chosen], baseline.labels[chosen], baseline.hashes[chosen], statistics
-    )
+    return replace(baseline, **columns, statistics=statistics)

@@ -14,10 +14,8 @@ S. Holm: A simple sequentially rejective multiple test procedure. Scandinavian J
 Statistics 6, 1979.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.errors import suggest
 from toolkit.registry.comparison import Candidate
@@ -43,8 +41,6 @@ class GateResult:
         Numbers of the challenger and the champion.
     paired
         Champion and challenger on the same images.
-    calibration
-        Calibration error of champion and challenger on the same images.
     latency_ms
         Milliseconds of champion and challenger for one image; None: not measured.
     objections
@@ -56,7 +52,6 @@ class GateResult:
     version: int
     against: int
     paired: PairedComparison
-    calibration: tuple[float, float]
     latency_ms: tuple[float | None, float | None]
     objections: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -83,40 +78,14 @@ class GateResult:
     def __str__(self) -> str:
         return "; ".join([self.summary, *self.objections, *self.remarks])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as plain values for JSON."""
-        whole = self.paired.whole
-        return {
-            "version": self.version,
-            "against": self.against,
-            "passed": self.passed,
-            "objections": list(self.objections),
-            "remarks": list(self.remarks),
-            "images": whole.images,
-            "accuracies": list(whole.accuracies) if whole.images else None,
-            "difference": list(whole.difference) if whole.images else None,
-            "lost": whole.lost,
-            "gained": whole.gained,
-            "p_value": whole.p_value if whole.images else None,
-            "calibration_errors": [error if math.isfinite(error) else None for error in self.calibration],
-            "latency_ms": list(self.latency_ms),
-        }
-
 
 def check_promotion(challenger: Candidate, champion: Candidate) -> GateResult:
-    """Compare a version with the one in Production.
-
-    Parameters
-    ----------
-    challenger, champion
-        The versions, measured on the images that both held out, or on other images that both were run on.
-    """
+    """Compare a version with the one in Production, both measured on the same images."""
     paired = pair_by_hash(champion.baseline, challenger.baseline)
     return GateResult(
         version=challenger.version.version,
         against=champion.version.version,
         paired=paired,
-        calibration=(champion.baseline.calibration_error, challenger.baseline.calibration_error),
         latency_ms=(champion.latency_ms, challenger.latency_ms),
         objections=tuple(_objections(challenger, champion, paired)),
         remarks=tuple(_remarks(challenger, champion, paired.whole)),
@@ -147,14 +116,14 @@ def _objections(challenger: Candidate, champion: Candidate, paired: PairedCompar
     elif whole.lost > whole.gained and whole.p_value < ALPHA:
         yield "it is significantly worse"
     elif worse := worse_classes(paired):
-        losses = [_losses(name, paired.by_class[name]) for name in worse[:MAX_CLASSES]]
-        yield f"it is significantly worse in {_classes(worse)}: {'; '.join(losses)}"
+        losses = "; ".join(_losses(name, paired.by_class[name]) for name in worse[:MAX_CLASSES])
+        yield f"it is significantly worse in {_classes(worse)}: {losses}"
 
 
 def _remarks(challenger: Candidate, champion: Candidate, whole: PairedCounts) -> Iterator[str]:
     if whole.images and MIN_LOST / whole.images > UNNOTICED:
         more, share = MIN_LOST - 1, (MIN_LOST - 1) / whole.images
-        yield (f"{whole.images} images are few: {more} mistakes more, {share:.0%}, would not be significant")
+        yield f"{whole.images} images are few: {more} mistakes more, {share:.0%}, would not be significant"
     if new := [name for name in challenger.card.classes if name not in champion.card.classes]:
         yield f"new: {_classes(new)}"
     before, after = champion.baseline.calibration_error, challenger.baseline.calibration_error

@@ -50,23 +50,16 @@ def ranked_runs(client: MlflowClient, experiment: str, metric: str, mode: Mode |
         No run counts; the message has the reason.
     """
     found = _Experiment(client, experiment)
-    some = False
-    if METRIC_NAME.fullmatch(metric):
-        for run in _ranked(found, metric, mode or metric_mode(metric)):
-            some = True
-            yield run
-    if not some:
+    ranked = _ranked(found, metric, mode or metric_mode(metric)) if METRIC_NAME.fullmatch(metric) else iter(())
+    best = next(ranked, None)
+    if best is None:
         raise RegistryError(_why_none(found, metric))
+    yield best
+    yield from ranked
 
 
 def only_experiment(client: MlflowClient) -> str:
-    """The name of the experiment that holds models; of several, that of studies.
-
-    Raises
-    ------
-    RegistryError
-        None does, or several do and none is that of studies; the message has the command to use.
-    """
+    """The name of the experiment that holds models; of several, that of studies; else ``RegistryError``."""
     with mlflow_call("list the experiments", timeout=ANSWER_SECONDS):
         names = [experiment.name for experiment in client.search_experiments()]
     holding = [name for name in names if next(_Experiment(client, name).runs(), None)]
@@ -78,33 +71,20 @@ def only_experiment(client: MlflowClient) -> str:
             f" {command_line('train_cnn')}"
         )
     if len(holding) > 1:
-        commands = " or ".join(
-            f"register --experiment-name {shlex.quote(name)}" for name in sorted(holding)[:MAX_NAMED]
-        )
-        raise RegistryError(f"several experiments hold models: {suggest(sorted(holding))}; choose one: {commands}")
+        names = sorted(holding)
+        commands = " or ".join(f"register --experiment-name {shlex.quote(name)}" for name in names[:MAX_NAMED])
+        raise RegistryError(f"several experiments hold models: {suggest(names)}; choose one: {commands}")
     return holding[0]
 
 
 def usual_metric(client: MlflowClient, experiment: str) -> str:
-    """The default metric of an experiment: ``mean_cv_accuracy`` where all runs have it.
-
-    Raises
-    ------
-    TrackingError
-        There is no such experiment.
-    """
+    """The default metric of an experiment: ``mean_cv_accuracy`` where all runs have it."""
     logged = [set(run.data.metrics) for run in islice(_Experiment(client, experiment).runs(), MAX_READ)]
     return next((name for name in DEFAULT_METRICS if all(name in names for names in logged)), DEFAULT_METRICS[-1])
 
 
 def chosen_run(client: MlflowClient, run_id: str) -> Any:
-    """A run by its id, checked to have logged a bundle.
-
-    Raises
-    ------
-    RegistryError
-        There is no such run, it is not finished, or it holds no bundle.
-    """
+    """A run by its id; ``RegistryError`` when there is none, it is not finished, or it logged no bundle."""
     with mlflow_call(f"read the run {run_id}", timeout=ANSWER_SECONDS):
         try:
             run = client.get_run(run_id)
@@ -141,13 +121,7 @@ def model_of(run: Any) -> str | None:
 
 
 class _Experiment:
-    """The finished runs of an experiment that hold a model.
-
-    Raises
-    ------
-    TrackingError
-        There is no such experiment.
-    """
+    """The finished runs of an experiment that hold a model; ``TrackingError`` when there is no such experiment."""
 
     def __init__(self, client: MlflowClient, name: str) -> None:
         self.client, self.name = client, name
@@ -157,16 +131,14 @@ class _Experiment:
         """The runs that meet a condition, in an order and then the newer first; a page at a time."""
         query = " AND ".join(filter(None, [HOLDS_A_MODEL, condition]))
         orders = list(dict.fromkeys([order, NEWEST_FIRST]))
-        token = None
-        while True:
+        token: str | None = ""  # none yet
+        while token is not None:
             with mlflow_call(f"search the runs of experiment {self.name!r}", timeout=ANSWER_SECONDS):
                 page = self.client.search_runs(
-                    [self.id], query, order_by=orders, max_results=PAGE_SIZE, page_token=token
+                    [self.id], query, order_by=orders, max_results=PAGE_SIZE, page_token=token or None
                 )
             yield from (run for run in page if run.data.tags.get("role") in ROLES)
-            token = page.token
-            if not token:
-                return
+            token = page.token or None
 
 
 def _ranked(experiment: _Experiment, metric: str, mode: Mode) -> Iterator[Any]:
@@ -180,23 +152,20 @@ def _ranked(experiment: _Experiment, metric: str, mode: Mode) -> Iterator[Any]:
     best, order, ahead, behind = (min, "ASC", "<=", ">") if mode == "min" else (max, "DESC", ">=", "<")
     some = [run.data.metrics[metric] for run in islice(experiment.runs(finite, AT_RANDOM), PAGE_SIZE)]
     if some:
-        bound = _number(best(some))
-        yield from experiment.runs(f"{finite} AND {value} {ahead} {bound}", f"{value} {order}")
-        yield from experiment.runs(f"{finite} AND {value} {behind} {bound}", f"{value} {order}")
+        for comparison in (ahead, behind):
+            yield from experiment.runs(f"{finite} AND {value} {comparison} {_number(best(some))}", f"{value} {order}")
 
 
 def _why_none(experiment: _Experiment, metric: str) -> str:
     """The reason why no run counts."""
     if METRIC_NAME.fullmatch(metric) and any(experiment.runs(f"metrics.`{metric}` != 0")):  # true of NaN and infinity
         return f"no run of experiment {experiment.name!r} has a finite value of {metric!r}"
-    runs = list(islice((set(run.data.metrics) for run in experiment.runs()), MAX_READ))
-    if not runs:
-        return (
-            f"experiment {experiment.name!r} has no finished run that holds a model;"
-            " let a training or a study finish first"
-        )
-    logged = suggest(sorted(set[str]().union(*runs)), metric)
-    return f"no run of experiment {experiment.name!r} logged {metric!r}; there are: {logged}"
+    logged = [set(run.data.metrics) for run in islice(experiment.runs(), MAX_READ)]
+    if not logged:
+        name = f"experiment {experiment.name!r}"
+        return f"{name} has no finished run that holds a model; let a training or a study finish first"
+    known = suggest(sorted(set[str]().union(*logged)), metric)
+    return f"no run of experiment {experiment.name!r} logged {metric!r}; there are: {known}"
 
 
 def _number(value: float) -> str:

@@ -16,16 +16,17 @@ next move completes one that a killed process or another tool left: an intention
 cancelled, and a switch without its consequences gets them.
 """
 
-import getpass
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 
 from toolkit.cli.commands import command_line
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
+from toolkit.tracking.run import machine_user
 
 STAGES_ARE_GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"})  # answers of a server without stages
 MAX_READS = 10  # of versions that other processes may be changing
@@ -39,24 +40,11 @@ def utc_now() -> datetime:
 
 def whoami() -> str:
     """The user name for the history: that of the server where one is set, else that of the machine."""
-    try:
-        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
-        return "unknown"
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or machine_user()
 
 
 class Stages:
-    """The stages of one registered model.
-
-    Parameters
-    ----------
-    client
-        Client of the store.
-    name
-        The registered model.
-    clock
-        Gives the time in UTC.
-    """
+    """The stages of one registered model; the clock gives the time in UTC."""
 
     def __init__(self, client: MlflowClient, name: str, clock: Callable[[], datetime] = utc_now) -> None:
         self.client = client
@@ -81,13 +69,8 @@ class Stages:
 
     def repair(self) -> list[str]:
         """Bring tags and stages in line with the aliases; the changes, a sentence each."""
-        changes: list[str] = []
-        for _ in range(MAX_READS):
-            found = self._repair()
-            changes += found
-            if not found:
-                break
-        return changes
+        rounds = iter(self._repair, [])
+        return list(chain.from_iterable(islice(rounds, MAX_READS)))
 
     def _repair(self) -> list[str]:
         versions = self.versions()
@@ -184,12 +167,8 @@ def contradiction(client: MlflowClient, version: Version) -> str:
 def resolve_stage(version: Version, alias_holders: Mapping[Stage, int]) -> tuple[Stage, Transition | None]:
     """The stage that a version is in, and the history entry that is missing, if one is.
 
-    Parameters
-    ----------
-    version
-        The version; its aliases, its ``stage`` tag and its newest transition may disagree.
-    alias_holders
-        Number of the version that holds the alias of each stage.
+    Aliases, ``stage`` tag and newest transition of the version may disagree; ``alias_holders`` has the
+    number of the version that holds the alias of each stage.
     """
     last = version.transitions[-1] if version.transitions else None
     written = version.written_stage
@@ -238,18 +217,14 @@ def production_line(transitions: Iterable[Transition]) -> list[int]:
         if entry.cancels or entry.key in cancelled:
             continue
         if entry.target == "Production":
-            _append(line, entry)
+            if entry.rollback and entry.version in line:
+                while line[-1] != entry.version:
+                    line.pop()
+            elif line[-1:] != [entry.version]:
+                line.append(entry.version)
         elif entry.source == "Production" and line[-1:] == [entry.version]:
             line.pop()
     return line
-
-
-def _append(line: list[int], entry: Transition) -> None:
-    if entry.rollback and entry.version in line:
-        while line[-1] != entry.version:
-            line.pop()
-    elif line[-1:] != [entry.version]:
-        line.append(entry.version)
 
 
 def rollback_candidates(versions: Sequence[Version]) -> list[Version]:

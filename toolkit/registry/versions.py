@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle.files import DIGEST_TAG
@@ -33,10 +34,10 @@ def stage_named(text: str) -> Stage:
     >>> stage_named("PRODUCTION")
     'Production'
     """
-    for stage in STAGES:
-        if stage.lower() == text.strip().lower():
-            return stage
-    raise RegistryError(f"there is no stage {text!r}; there are: {suggest(STAGES, text.capitalize())}")
+    name = text.strip().capitalize()
+    if name not in STAGES:
+        raise RegistryError(f"there is no stage {text!r}; there are: {suggest(STAGES, name)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -161,20 +162,9 @@ class Version:
 
     def to_dict(self) -> dict[str, Any]:
         """The version as plain values for JSON."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "stage": self.stage,
-            "run_id": self.run_id,
-            "model_id": self.model_id,
-            "digest": self.digest,
-            "created": self.created.isoformat(),
-            "mlflow_stage": self.mlflow_stage,
-            "aliases": list(self.aliases),
-            "metrics": dict(self.metrics),
-            "description": self.description,
-            "tags": dict(self.tags),
-        }
+        fields = {**vars(self), "created": self.created.isoformat(), "aliases": list(self.aliases)}
+        del fields["transitions"]
+        return fields
 
 
 def held_stage(aliases: Iterable[str]) -> Stage | None:
@@ -218,17 +208,13 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
     aliases: dict[int, list[str]] = {}
     for alias, number in read_aliases(client, name).items():
         aliases.setdefault(number, []).append(alias)
-    token = None
-    while True:
+    query, newest_first = f"name = '{name}'", ["version_number DESC"]
+    token: str | None = ""  # none yet
+    while token is not None:
         with mlflow_call("list the versions", timeout=ANSWER_SECONDS):
-            page = client.search_model_versions(
-                f"name = '{name}'", max_results=VERSIONS_A_PAGE, order_by=["version_number DESC"], page_token=token
-            )
-        for entity in page:
-            yield read_version(entity, aliases.get(int(entity.version), ()))
-        token = page.token
-        if not token:
-            return
+            page = client.search_model_versions(query, VERSIONS_A_PAGE, newest_first, token or None)
+        yield from (read_version(entity, aliases.get(int(entity.version), ())) for entity in page)
+        token = page.token or None
 
 
 def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
@@ -265,13 +251,14 @@ def version_in_stage(client: MlflowClient, name: str, stage: Stage) -> Version:
             if error.error_code not in MISSING_OR_INVALID:
                 raise
     versions = list(read_versions(client, name))
-    marked = next((version.version for version in versions if version.mlflow_stage == stage), None)
-    though = marked and (
-        f", though MLflow's own stage says v{marked}; the alias {ALIASES[stage]!r} counts, and"
-        f" {command_line('model_registry', f'promote {marked} {stage}')} sets it"
-    )
+    though = ""
+    if marked := next((version.version for version in versions if version.mlflow_stage == stage), None):
+        command = command_line("model_registry", f"promote {marked} {stage}")
+        though = (
+            f", though MLflow's own stage says v{marked}; the alias {ALIASES[stage]!r} counts, and {command} sets it"
+        )
     numbers = suggest(version.version for version in versions)
-    raise NotRegistered(f"no version of {name} is in {stage} yet{though or ''}; there are: {numbers}")
+    raise NotRegistered(f"no version of {name} is in {stage} yet{though}; there are: {numbers}")
 
 
 def _metrics(tags: Mapping[str, str]) -> dict[str, float]:
@@ -288,9 +275,5 @@ def _transitions(number: int, tags: Mapping[str, str]) -> Iterator[Transition]:
 
 def _once(entries: Iterable[Transition]) -> Iterator[Transition]:
     """Entries in order, without repetitions, which two processes write that repair the same."""
-    before: tuple[str, str] | None = None
-    for entry in entries:
-        move = entry.source, entry.target
-        if move != before:
-            yield entry
-        before = move
+    for _, same in groupby(entries, key=lambda entry: (entry.source, entry.target)):
+        yield next(same)

@@ -71,17 +71,9 @@ RETRY_SECONDS = 30  # between two attempts to send to an unreachable store
 
 
 def connect(uri: str | None = None) -> MlflowClient:
-    """A client of a tracking store that answers.
+    """A client of the tracking store at ``http(s)://...`` or in a database, after an answer within about ten seconds.
 
-    Parameters
-    ----------
-    uri
-        ``http(s)://...`` or a database; ``MLFLOW_TRACKING_URI``, or else ``DEFAULT_URI``, when None.
-
-    Raises
-    ------
-    TrackingError
-        The store does not answer within about ten seconds, or refuses.
+    None means ``MLFLOW_TRACKING_URI``, or else ``DEFAULT_URI``. ``TrackingError``: no answer, or a refusal.
     """
     name = "the tracking URI" if uri else "MLFLOW_TRACKING_URI"
     uri = (uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI).strip()
@@ -177,16 +169,11 @@ _ours: list[str] = []  # variables with our defaults, not the user's values
 
 @contextmanager
 def short_timeouts(seconds: int | None = None) -> Iterator[None]:
-    """One try of a few seconds for each request to a server within the block.
+    """One try of ``seconds`` (``ANSWER_SECONDS`` when None) for each request to a server within the block.
 
     MLflow reads its timeouts from variables at each request, and has no argument for them. So they hold in all
     threads, the shortest of the active blocks, until the last block ends. ``MLFLOW_HTTP_REQUEST_TIMEOUT`` and
     ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` stay as they are where the user has set them.
-
-    Parameters
-    ----------
-    seconds
-        Maximum wait for a response, and between two parts of it; ``ANSWER_SECONDS`` when None.
     """
     limit = ANSWER_SECONDS if seconds is None else seconds
     with _lock:
@@ -228,19 +215,9 @@ _headers.register(_OwnConnection)  # type: ignore[no-untyped-call]
 
 @contextmanager
 def mlflow_call(action: str, timeout: int | None = None) -> Iterator[None]:
-    """Turn errors of MLflow within the block into a ``TrackingError``.
+    """Turn errors of MLflow within the block into a ``TrackingError``: "cannot log metrics: connection refused".
 
-    Parameters
-    ----------
-    action
-        The action, for the message: ``log metrics``.
-    timeout
-        Seconds for each request, without retries, for calls that a user waits for; MLflow's settings when None.
-
-    Raises
-    ------
-    TrackingError
-        The store cannot be reached or refuses.
+    For calls that a user waits for, a timeout in seconds holds for each request, without retries.
     """
     database = sys.modules.get("sqlalchemy.exc")  # not needed for a server
     kinds = (MlflowException, OSError, UnicodeError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
@@ -264,6 +241,13 @@ def find_experiment(client: MlflowClient, name: str) -> str:
             return str(experiment.experiment_id)
         names = [other.name for other in client.search_experiments()]
     raise TrackingError(f"there is no experiment {name!r}; there are: {suggest(names, name)}")
+
+
+def experiment_page(client: MlflowClient, experiment_id: str, path: str, query: str = "") -> str | None:
+    """The address of a page of an experiment, if the store is a server."""
+    if not client.tracking_uri.startswith("http"):
+        return None
+    return f"{client.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/{path}?{AS_MODEL_TRAINING}{query}"
 
 
 def open_experiment(client: MlflowClient, name: str) -> str:

@@ -36,13 +36,6 @@ ERROR_PATTERNS = {  # the first match counts
 def reason_of(error: Exception) -> str:
     """The reason for the failure of a request to MLflow or its files.
 
-    Parameters
-    ----------
-    error
-        Of MLflow, or of a library that it uses.
-
-    Examples
-    --------
     >>> reason_of(OSError("[Errno 111] Connection refused"))
     'connection refused'
     >>> reason_of(OSError("API request to endpoint /x failed with error code 503 != 200. Response body: ''"))

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import batched
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,10 +19,10 @@ from toolkit.errors import TrackingError, first_line
 from toolkit.tracking.code_version import code_version
 from toolkit.tracking.connection import (
     ANSWER_SECONDS,
-    AS_MODEL_TRAINING,
     RETRY_SECONDS,
     MlflowClient,
     MlflowException,
+    experiment_page,
     mlflow,
     mlflow_call,
     open_experiment,
@@ -102,7 +103,7 @@ class Run:
         everything = {
             "role": role,
             "mlflow.runName": name,
-            "mlflow.user": _user(),
+            "mlflow.user": machine_user(),
             "mlflow.source.name": Path(sys.argv[0]).name,
             "mlflow.source.type": "LOCAL",
             "mlflow.source.git.commit": code_version(),
@@ -117,20 +118,7 @@ class Run:
 
     @classmethod
     def reopen(cls, client: MlflowClient, run_id: str, *, clock: Callable[[], float] = time.monotonic) -> "Run":
-        """Resume a run of the store, whatever its status; it is RUNNING again.
-
-        Parameters
-        ----------
-        client, run_id
-            The store, and the run's id.
-        clock
-            As for a new run.
-
-        Raises
-        ------
-        TrackingError
-            There is no such run, it was deleted, or this client cannot write to its experiment.
-        """
+        """Resume a run of the store, whatever its status; it is RUNNING again."""
         with mlflow_call(f"reopen run {run_id!r}"):
             found = client.get_run(run_id)
             if found.info.lifecycle_stage != "active":
@@ -166,12 +154,10 @@ class Run:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters; values longer than MLflow allows are cut."""
-        entries = [
-            mlflow.entities.Param(name, printable(str(value))[:MAX_PARAM_LENGTH]) for name, value in values.items()
-        ]
+        texts = {name: printable(str(value))[:MAX_PARAM_LENGTH] for name, value in values.items()}
         with mlflow_call("log parameters"):
-            for start in range(0, len(entries), MAX_PARAMS_PER_BATCH):
-                self.client.log_batch(self.id, params=entries[start : start + MAX_PARAMS_PER_BATCH])
+            for batch in batched(texts.items(), MAX_PARAMS_PER_BATCH):
+                self.client.log_batch(self.id, params=[mlflow.entities.Param(*entry) for entry in batch])
 
     def tag(self, **values: object) -> None:
         """Set tags."""
@@ -217,28 +203,17 @@ class Run:
         ]
 
     def load_pending(self, entries: Iterable[Sequence[object]]) -> None:
-        """Insert entries of ``pending``, also after a round trip through JSON, before the buffer.
-
-        Raises
-        ------
-        TrackingError
-            An entry is not one of ``pending``; the buffer stays unchanged.
-        """
+        """Insert entries of ``pending``, also after a round trip through JSON, before the buffer."""
         self._metrics[:0] = [_metric(entry) for entry in entries]
 
     def try_flush(self) -> bool:
-        """Send the buffered metrics if the store takes them; never raise.
+        """Send the buffered metrics if the store takes them, never raise, and return whether all are in the store.
 
         The first failure and the recovery are printed in a line each. The next attempt after a failure
         comes after ``RETRY_SECONDS``; it takes ``ANSWER_SECONDS`` with a server that does not answer, and
         three times that at most.
-
-        Returns
-        -------
-        bool
-            Whether everything is in the store.
         """
-        if not self._metrics or self._outage.pausing:
+        if not self._metrics or self._outage.is_pausing():
             return not self._metrics
         try:
             ping(self.client.tracking_uri)
@@ -266,8 +241,7 @@ class Run:
 
     def json(self, name: str, value: object) -> None:
         """Log a value as a JSON file."""
-        with mlflow_call(f"log {name}"):
-            self.client.log_text(self.id, json.dumps(value, indent=2), name)
+        self.text(name, json.dumps(value, indent=2))
 
     def text(self, name: str, value: str) -> None:
         """Log a text file."""
@@ -307,17 +281,12 @@ class Run:
     @property
     def url(self) -> str | None:
         """The run's page, if the store is a server."""
-        return self._page(f"runs/{self.id}?{AS_MODEL_TRAINING}")
+        return experiment_page(self.client, self.experiment_id, f"runs/{self.id}")
 
     @property
     def table_url(self) -> str | None:
         """The page of all runs of the experiment with their main metrics, if the store is a server."""
-        return self._page(f"runs?{AS_MODEL_TRAINING}&viewStateShareKey=metrics")
-
-    def _page(self, rest: str) -> str | None:
-        if not self.client.tracking_uri.startswith("http"):
-            return None
-        return f"{self.client.tracking_uri.rstrip('/')}/#/experiments/{self.experiment_id}/{rest}"
+        return experiment_page(self.client, self.experiment_id, "runs", "&viewStateShareKey=metrics")
 
 
 class _Outage:
@@ -329,13 +298,10 @@ class _Outage:
         self._printed: str | None = None
         self.away = False  # unreachable, not merely refusing
 
-    @property
-    def pausing(self) -> bool:
-        """Whether it is too early for another attempt."""
+    def is_pausing(self) -> bool:
         return self._clock() < self._next
 
     def failed(self, error: Exception) -> None:
-        """Pause the attempts, and print a line unless it was printed."""
         self._next = self._clock() + RETRY_SECONDS
         self.away = not _refused(error)
         line = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
@@ -344,7 +310,6 @@ class _Outage:
         self._printed = line
 
     def over(self) -> None:
-        """End the outage: all metrics are sent."""
         if self._printed:
             echo("MLflow takes the metrics again; those that were kept have been sent")
         self._next, self._printed, self.away = -math.inf, None, False
@@ -352,9 +317,7 @@ class _Outage:
 
 def _refused(error: Exception) -> bool:
     """Whether the store refused a valid request, for example because the run was deleted."""
-    if not isinstance(error, MlflowException):
-        return False
-    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    status = error.get_http_status_code() if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
     return 400 <= status < 500 and status not in (408, 429)  # timeout and too many requests are temporary
 
 
@@ -367,7 +330,8 @@ def _metric(entry: Sequence[object]) -> "mlflow.entities.Metric":
         raise TrackingError(f"a kept metric must be a name, a value, a time in ms and a step, got {entry}") from None
 
 
-def _user() -> str:
+def machine_user() -> str:
+    """The name of the user on this machine."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name

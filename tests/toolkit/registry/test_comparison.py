@@ -8,7 +8,7 @@ import pytest
 
 from support.colours import colour_card
 from toolkit.bundle.baseline import Baseline
-from toolkit.registry.comparison import Candidate, columns, comparison_frame, differing
+from toolkit.registry.comparison import Candidate, comparison_frame, differing
 from toolkit.registry.mcnemar import PairedCounts
 from toolkit.registry.metrics import share_score
 from toolkit.registry.versions import Version
@@ -60,11 +60,3 @@ def test_one_row_a_version_compared_with_the_first():
 def test_differing_values():
     assert differing([{"seed": 1}, {"seed": 1}]) == []
     assert differing([{"mean": [0.5, 0.5]}, {"mean": [0.5, 0.6]}]) == ["mean"]
-
-
-def test_columns_are_paired_with_the_first():
-    drawn = columns([candidate(4, baseline("11110")), candidate(2, baseline("01111"))])
-    assert [(column.name, column.paired) for column in drawn] == [
-        ("v4", None),
-        ("v2", PairedCounts(both=3, lost=1, gained=1)),
-    ]

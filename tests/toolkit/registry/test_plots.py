@@ -11,9 +11,8 @@ from matplotlib.text import Annotation
 from toolkit.bundle.baseline import Baseline
 from toolkit.errors import SettingsError
 from toolkit.plotting.style import BLUE, ORANGE
-from toolkit.registry.mcnemar import PairedCounts, pair_by_hash
 from toolkit.registry.metrics import share_score
-from toolkit.registry.plots import Column, comparison_figure
+from toolkit.registry.plots import comparison_figure
 
 NOTHING = Baseline(("cat", "dog"), np.zeros((0, 2)), np.zeros(0))
 
@@ -27,12 +26,8 @@ def baseline(right, labels, classes=("cat", "dog"), confidence=0.75):
     return Baseline(tuple(classes), rows, truth, np.array([f"image {index}" for index in range(len(truth))]))
 
 
-def columns(*baselines):
-    first = baselines[0]
-    return [
-        Column(f"v{index + 1}", each, None if index == 0 else pair_by_hash(first, each).whole)
-        for index, each in enumerate(baselines)
-    ]
+def figure_of(*baselines):
+    return comparison_figure({f"v{number}": baseline for number, baseline in enumerate(baselines, 1)})
 
 
 def drawn(figure):
@@ -89,7 +84,7 @@ def some(seed, count, classes):
 
 
 def test_accuracies_have_wilson_intervals():
-    figure = comparison_figure(columns(baseline("1100", "0011"), baseline("1110", "0011")))
+    figure = figure_of(baseline("1100", "0011"), baseline("1110", "0011"))
     axes = chart(figure, "accuracy, 95 % interval")
     assert points(axes) == [(0.5, 0), (0.75, 1)]
     expected = [[(end, row) for end in share_score(right, 4)[1:]] for row, right in ((0, 2), (1, 3))]
@@ -104,7 +99,7 @@ def test_accuracies_have_wilson_intervals():
 def test_lost_and_gained_are_diverging_bars():
     first = baseline("1110000000", "0011001100")
     second = baseline("0011111110", "0011001100")  # loses images 0 and 1, gains 3 to 8
-    figure = comparison_figure(columns(first, second))
+    figure = figure_of(first, second)
     axes = chart(figure, "images lost and gained against v1")
     assert bars(axes) == [(1, -2, ORANGE), (1, 6, BLUE)]
     assert ends(axes) == [(-2, "−2"), (6, "+6")]
@@ -112,13 +107,12 @@ def test_lost_and_gained_are_diverging_bars():
 
 
 def test_a_tiny_p_value_is_not_zero():
-    one = baseline("1", "0")
-    pairs = [Column("v1", one, None), Column("v2", one, PairedCounts(gained=400, both=900))]
-    assert notes(chart(comparison_figure(pairs), "images lost")) == ["p < 0.001, 1,300 shared"]
+    first, second = baseline("0" * 400 + "1" * 900, "0" * 1300), baseline("1" * 1300, "0" * 1300)
+    assert notes(chart(figure_of(first, second), "images lost")) == ["p < 0.001, 1,300 shared"]
 
 
 def test_a_single_version_has_no_disagreements():
-    figure = comparison_figure(columns(baseline("1", "0")))
+    figure = figure_of(baseline("1", "0"))
     assert not [axes for axes in figure.axes if axes.get_title(loc="left").startswith("images lost")]
 
 
@@ -129,7 +123,7 @@ def test_cells_have_accuracy_and_colour_of_the_difference():
     """A class that only one version was given images of has a number there and no colour."""
     first = baseline("1100", "0011")
     second = baseline("10011", "00112", ("cat", "dog", "owl"))
-    axes = chart(comparison_figure(columns(first, second)), "accuracy by class")
+    axes = chart(figure_of(first, second), "accuracy by class")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dog", "cat", "owl"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["v1", "v2"]
     assert cells(axes) == {(0, 0): "0.00", (1, 0): "0.50", (0, 1): "1.00", (1, 1): "0.50", (1, 2): "1.00"}
@@ -143,12 +137,12 @@ def test_cells_have_accuracy_and_colour_of_the_difference():
 
 def test_a_small_difference_has_a_faint_colour():
     first, second = baseline("1" * 100, "0" * 100), baseline("0" + "1" * 99, "0" * 100)
-    image = chart(comparison_figure(columns(first, second)), "accuracy by class").images[0]
+    image = chart(figure_of(first, second), "accuracy by class").images[0]
     assert image.get_clim() == (-0.05, 0.05)
 
 
 def test_differing_numbers_of_images_are_a_range():
-    figure = comparison_figure(columns(baseline("111", "001"), baseline("1111", "0000"), NOTHING))
+    figure = figure_of(baseline("111", "001"), baseline("1111", "0000"), NOTHING)
     assert notes(chart(figure, "accuracy by class")) == ["2–4", "1"]
 
 
@@ -159,16 +153,16 @@ def test_the_most_different_classes_are_drawn():
     answers = np.concatenate([[(label + 1) % 40] * n + [label] * (100 - n) for label, n in enumerate(wrong)])
     names = tuple(f"class {label}" for label in range(40))
     first, second = Baseline(names, np.eye(40)[labels], labels), Baseline(names, np.eye(40)[answers], labels)
-    axes = chart(comparison_figure(columns(first, second)), "accuracy by class")
+    axes = chart(figure_of(first, second), "accuracy by class")
     assert axes.get_title(loc="left") == "accuracy by class: 20 of 40 that differ most"
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {label}" for label in range(39, 19, -1)]
-    alone = chart(comparison_figure(columns(second)), "accuracy by class")
+    alone = chart(figure_of(second), "accuracy by class")
     assert alone.get_title(loc="left") == "accuracy by class: 20 of 40 that are weakest"
     assert [label.get_text() for label in alone.get_yticklabels()] == [f"class {label}" for label in range(39, 19, -1)]
 
 
 def test_classes_of_a_single_version_are_points_with_intervals():
-    axes = chart(comparison_figure(columns(baseline("10111", "00011"))), "accuracy by class")
+    axes = chart(figure_of(baseline("10111", "00011")), "accuracy by class")
     assert points(axes) == [(pytest.approx(2 / 3), 0), (1, 1)]
     assert np.allclose(
         segments(axes), [[(end, y) for end in share_score(r, n)[1:]] for y, (r, n) in enumerate([(2, 3), (2, 2)])]
@@ -188,7 +182,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error():
         np.concatenate([confident.probabilities, unsure.probabilities]),
         np.concatenate([confident.labels, unsure.labels]),
     )
-    axes = chart(comparison_figure(columns(baseline("1", "0"), whole)), "v2")
+    axes = chart(figure_of(baseline("1", "0"), whole), "v2")
     bounds, solid, hollow, _ = axes.collections
     assert hollow.get_offsets().tolist() == [[0.625, 0], [0.75, 0.75]]
     assert not len(solid.get_offsets()), "no bin has ten images"
@@ -200,7 +194,7 @@ def test_the_reliability_diagram_shows_the_bins_and_the_error():
 
 
 def test_every_version_has_a_reliability_diagram():
-    figure = comparison_figure(columns(*[some(seed, 50, 3) for seed in range(5)]))
+    figure = figure_of(*[some(seed, 50, 3) for seed in range(5)])
     diagrams = [chart(figure, f"v{number}") for number in range(1, 6)]
     assert [axes.get_xlabel() for axes in diagrams] == ["", "", "confidence", "confidence", "confidence"]
     assert [axes.get_ylabel() for axes in diagrams] == ["accuracy", "", "", "accuracy", ""]
@@ -212,7 +206,7 @@ def test_every_version_has_a_reliability_diagram():
 @pytest.mark.parametrize(("versions", "classes"), [(1, 100), (2, 2), (10, 100)])
 def test_labels_do_not_overlap(versions, classes):
     """No two texts overlap and none is cut off."""
-    figure = drawn(comparison_figure(columns(*[some(seed, 400, classes) for seed in range(versions)])))
+    figure = drawn(figure_of(*[some(seed, 400, classes) for seed in range(versions)]))
     found = [text for text in written(figure) if text.get_text().strip() and text.get_visible()]
     assert len(found) > 30
     boxes = [text.get_window_extent() for text in found]
@@ -238,26 +232,26 @@ def written(figure):
 
 
 def test_versions_without_images():
-    figure = drawn(comparison_figure(columns(NOTHING, baseline("11", "01"), NOTHING)))
+    figure = drawn(figure_of(NOTHING, baseline("11", "01"), NOTHING))
     assert notes(chart(figure, "accuracy, 95 %")) == ["no images", "1.000 of 2", "no images"]
     assert notes(chart(figure, "images lost")) == ["no shared images", "no shared images"]
     assert [text.get_text() for text in chart(figure, "v1").texts] == ["no images"]
     assert not [line for line in chart(figure, "accuracy, 95 %").lines if line.get_linestyle() == "--"]
-    alone = drawn(comparison_figure(columns(NOTHING)))
+    alone = drawn(figure_of(NOTHING))
     assert [text.get_text() for text in chart(alone, "accuracy by class").texts] == ["no images"]
 
 
 def test_the_title():
     images = [some(seed, 20, 3) for seed in range(6)]
-    assert comparison_figure(columns(*images[:1])).get_suptitle() == "v1 on 20 images"
-    assert comparison_figure(columns(*images[:3])).get_suptitle() == "v2, v3 against v1 on 20 images"
-    assert comparison_figure(columns(*images)).get_suptitle() == "5 versions against v1 on 20 images"
-    assert comparison_figure(columns(images[0], some(1, 30, 3))).get_suptitle() == "v2 against v1"
+    assert figure_of(*images[:1]).get_suptitle() == "v1 on 20 images"
+    assert figure_of(*images[:3]).get_suptitle() == "v2, v3 against v1 on 20 images"
+    assert figure_of(*images).get_suptitle() == "5 versions against v1 on 20 images"
+    assert figure_of(images[0], some(1, 30, 3)).get_suptitle() == "v2 against v1"
 
 
 def test_long_names_and_dollar_signs():
     names = ("northern_mockingbird_female_juvenile", r"$\nothing$")
-    figure = drawn(comparison_figure(columns(*[baseline("10", "01", names)] * 2)))
+    figure = drawn(figure_of(*[baseline("10", "01", names)] * 2))
     labels = chart(figure, "accuracy by class").get_yticklabels()
     assert [label.get_text() for label in labels] == [r"\$\nothing\$", "northern_moc…le_juvenile"]
 
@@ -265,4 +259,4 @@ def test_long_names_and_dollar_signs():
 @pytest.mark.parametrize("count", [0, 11])
 def test_too_few_and_too_many_versions_are_refused(count):
     with pytest.raises(SettingsError, match=rf"^a plot compares 1 to 10 versions, got {count}$"):
-        comparison_figure([Column("v", NOTHING, None)] * count)
+        figure_of(*[NOTHING] * count)

@@ -7,7 +7,7 @@ import pytest
 
 from support.servers import empty_store
 from toolkit.bundle.files import DIGEST_TAG
-from toolkit.registry.external_versions import recognised
+from toolkit.registry.registration import recognised
 from toolkit.registry.versions import Version
 from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
