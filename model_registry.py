@@ -94,8 +94,7 @@ class Register(Subcommand):
 
     run_id: str | None = Field(None, alias="run", description="id of the run, instead of the best one")
     experiment_name: str | None = Field(
-        None,
-        description="experiment of the runs; default: the only one that holds models, or hyperopt_tuning",
+        None, description="experiment of the runs; default: the only one that holds models, or hyperopt_tuning"
     )
     metric: str | None = Field(
         None,
@@ -122,8 +121,8 @@ class Register(Subcommand):
         chosen = self.metric or version.tags.get("selected_by", "")
         value = version.metrics.get(chosen)
         score = "" if value is None else f" ({chosen} {value:.4g})"
-        following = "" if version.stage == "Production" else f"promote {version.version} Production"
-        return CommandResult(text + score, version.to_dict(), following)
+        then = "" if version.stage == "Production" else f"promote {version.version} Production"
+        return CommandResult(text + score, version.to_dict(), then)
 
 
 class Promote(Subcommand):
@@ -138,7 +137,26 @@ class Promote(Subcommand):
     force: bool = Field(False, description="promote it even if it is worse; needs a reason")
 
     def run(self, registry: "ModelRegistry") -> "CommandResult":
-        return _promote_result(registry, self.version, self.stage, self.reason, force=self.force, data=self.data)
+        before, former = registry.get(self.version), None
+        with suppress(RegistryError):  # the stage is empty or unknown: the transition reports which
+            former = registry.get(self.stage)
+        version = registry.transition_model_stage(
+            before.version, self.stage, reason=self.reason, force=self.force, data=self.data
+        )
+        then = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
+        name = f"v{version.version} of {version.name}"
+        if before.stage == version.stage:
+            return CommandResult(f"{name} was in {version.stage} already", version.to_dict(), then)
+        text = f"{name} moved from {before.stage} to {version.stage}"
+        if former and former.version != version.version:
+            text += f"; v{former.version} is Archived"
+        if before.stage == "Production":
+            text += "; no version is in Production now"
+        if former and version.stage == "Production":
+            text += f"\n{version.transitions[-1].gate}"
+        if version.stage == "Production":
+            text += f"\n{registry.detectable_drops(version.version)}"
+        return CommandResult(text, version.to_dict(), then)
 
 
 class Archive(Subcommand):
@@ -148,7 +166,8 @@ class Archive(Subcommand):
     reason: str | None = Field(None, description="reason, for the history")
 
     def run(self, registry: "ModelRegistry") -> "CommandResult":
-        return _promote_result(registry, self.version, "Archived", self.reason)
+        words = {"version": self.version, "stage": "Archived", "reason": self.reason}
+        return Promote.model_validate(words).run(registry)
 
 
 class Compare(Subcommand):
@@ -169,10 +188,8 @@ class Rollback(Subcommand):
 
     def run(self, registry: "ModelRegistry") -> "CommandResult":
         version = registry.rollback(self.reason)
-        reason = version.transitions[-1].reason
-        return CommandResult(
-            f"v{version.version} of {version.name} is in Production again ({reason})", version.to_dict(), SERVE
-        )
+        text = f"v{version.version} of {version.name} is in Production again ({version.transitions[-1].reason})"
+        return CommandResult(text, version.to_dict(), SERVE)
 
 
 class History(Subcommand):
@@ -197,9 +214,8 @@ class Verify(Subcommand):
 
     def run(self, registry: "ModelRegistry") -> "CommandResult":
         version = registry.verify(self.version)
-        return CommandResult(
-            f"v{version.version} of {version.name} is intact: digest {version.digest}", version.to_dict()
-        )
+        text = f"v{version.version} of {version.name} is intact: digest {version.digest}"
+        return CommandResult(text, version.to_dict())
 
 
 class RegistrySettings(ScriptSettings):
@@ -234,14 +250,7 @@ if __name__ == "__main__":  # answers --help and wrong flags before the slow imp
 
 from toolkit.cli import terminal
 from toolkit.cli.safe_names import printable
-from toolkit.errors import (
-    BundleError,
-    NotRegistered,
-    PromotionRefused,
-    RegistryError,
-    TrackingError,
-    suggest,
-)
+from toolkit.errors import BundleError, NotRegistered, PromotionRefused, RegistryError, TrackingError, suggest
 from toolkit.registry.bundles import load_version, verify
 from toolkit.registry.formatting import comparison_table, version_table, version_text
 from toolkit.registry.registration import adopt, recognised, register
@@ -301,18 +310,14 @@ class ModelRegistry:
     """
 
     def __init__(
-        self,
-        tracking_uri: str | None = None,
-        model_name: str = MODEL,
-        *,
-        clock: Callable[[], datetime] = utc_now,
+        self, tracking_uri: str | None = None, model_name: str = MODEL, *, clock: Callable[[], datetime] = utc_now
     ) -> None:
         if not MODEL_NAME.fullmatch(model_name):
             raise SettingsError(f"a model name is letters, digits, spaces and any of . _ - only, got {model_name!r}")
         self.tracking_uri = tracking_uri
         self.model_name = model_name
         self._clock = clock
-        self._alarms: dict[int, str] = {}  # by version: the drops of accuracy that the monitor can detect
+        self._drops: dict[int, str] = {}  # by version: the sentence of detectable_drops
 
     def __repr__(self) -> str:
         return f"ModelRegistry(tracking_uri={self.tracking_uri!r}, model_name={self.model_name!r})"
@@ -444,10 +449,8 @@ class ModelRegistry:
         self._stages.move(found, target, reason, gate=gate)
         moved = self.get(found.version)
         if moved.stage != target:
-            raise RegistryError(
-                f"another process moved versions at the same moment: v{moved.version} was put into {target} and is in"
-                f" {moved.stage} now"
-            )
+            now = f"v{moved.version} was put into {target} and is in {moved.stage} now"
+            raise RegistryError(f"another process moved versions at the same moment: {now}")
         return moved
 
     def check_promotion(self, version: int | str, *, data: str | Path | None = None) -> "GateResult | None":
@@ -508,10 +511,9 @@ class ModelRegistry:
                 continue
             self._stages.move(candidate, "Production", f"{text}: {detail}" if detail else text, rollback=True)
             return self.get(candidate.version)
+        intact = f"no intact version of {self.model_name} was in Production"
         before = f" before v{champion.version}" if champion else ""
-        raise RegistryError(
-            f"there is nothing to roll back to: no intact version of {self.model_name} was in Production{before}"
-        )
+        raise RegistryError(f"there is nothing to roll back to: {intact}{before}")
 
     def compare_models(
         self, versions: Sequence[int | str], *, data: str | Path | None = None, log_image: bool = False
@@ -572,10 +574,9 @@ class ModelRegistry:
 
         entries = [entry for version in self.list_versions() for entry in version.history]
         rows = [
-            (entry.time, entry.version, entry.source, entry.target, entry.user, entry.reason, entry.gate)
-            for entry in sorted(entries, key=lambda entry: (entry.time, entry.version))
+            (each.time, each.version, each.source, each.target, each.user, each.reason, each.gate) for each in entries
         ]
-        return pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
+        return pd.DataFrame(sorted(rows), columns=list(HISTORY_COLUMNS))
 
     def load(self, stage_or_version: int | str, *, cache: Path | None = None) -> "LoadedModel":
         """Download a version's bundle, check it against the digest of the version, and load it.
@@ -619,7 +620,7 @@ class ModelRegistry:
         text = str(stage_or_version).strip()
         if number := re.fullmatch(r"[vV]?(\d{1,9})", text):
             return recognised(self._client, numbered_version(self._client, self.model_name, int(number[1])))
-        if text.lower() not in (stage.lower() for stage in STAGES):
+        if text.capitalize() not in STAGES:
             raise RegistryError(f"{text!r} is neither the number of a version nor a stage ({suggest(STAGES, text)})")
         stage = stage_named(text)
         if stage not in ALIASES:
@@ -640,10 +641,10 @@ class ModelRegistry:
 
     def detectable_drops(self, version: int) -> str:
         """A sentence about the drops of accuracy that the monitor can detect with the version's held-out images."""
-        if version not in self._alarms:
+        if version not in self._drops:
             baseline = self.load(version).bundle.baseline
-            self._alarms[version] = describe_detectable_drops(baseline.accuracy, baseline.size)
-        return self._alarms[version]
+            self._drops[version] = describe_detectable_drops(baseline.accuracy, baseline.size)
+        return self._drops[version]
 
     def contradiction(self, version: Version) -> str:
         """A sentence about MLflow's own stages that contradict a version's alias; empty when none do."""
@@ -662,10 +663,8 @@ class ModelRegistry:
         while True:
             champion, result = self._check_gate(challenger, data)
             if result and not result.passed and not force:
-                raise PromotionRefused(
-                    f"v{challenger.version} may not replace v{result.against}: {result}; to promote it all the same, "
-                    "force it and give a reason"
-                )
+                moved = f"v{challenger.version} may not replace v{result.against}: {result}"
+                raise PromotionRefused(f"{moved}; to promote it all the same, force it and give a reason")
             if self._in_production() == champion:  # otherwise another version was promoted meanwhile
                 break
         if result is None:
@@ -679,7 +678,7 @@ class ModelRegistry:
 
         own = load_version(self._client, challenger)
         baseline = own.bundle.baseline
-        self._alarms[challenger.version] = describe_detectable_drops(baseline.accuracy, baseline.size)
+        self._drops[challenger.version] = describe_detectable_drops(baseline.accuracy, baseline.size)
         champion = self._in_production()
         if champion is None or champion == challenger.version:
             return champion, None
@@ -728,9 +727,8 @@ class ModelRegistry:
     def _repair(self) -> None:
         for change in self._stages.repair():
             log.warning("repaired: %s", change)
-        for alias, number in read_aliases(self._client, self.model_name).items():
-            if alias not in ALIASES.values():
-                continue
+        aliases = read_aliases(self._client, self.model_name)
+        for number in [aliases[alias] for alias in ALIASES.values() if alias in aliases]:
             try:
                 if adopt(self._client, numbered_version(self._client, self.model_name, number)):
                     log.warning("adopted: v%d had been registered by another tool and is intact", number)
@@ -754,47 +752,15 @@ class CommandResult:
     next: str = ""
 
 
-def _promote_result(
-    registry: ModelRegistry,
-    which: str,
-    stage: str,
-    reason: str | None,
-    *,
-    force: bool = False,
-    data: Path | None = None,
-) -> CommandResult:
-    before, former = registry.get(which), None
-    with suppress(RegistryError):  # the stage is empty or unknown: the transition reports which
-        former = registry.get(stage)
-    version = registry.transition_model_stage(before.version, stage, reason=reason, force=force, data=data)
-    following = {"Production": SERVE, "Staging": f"promote {version.version} Production"}.get(version.stage, "history")
-    name = f"v{version.version} of {version.name}"
-    if before.stage == version.stage:
-        return CommandResult(f"{name} was in {version.stage} already", version.to_dict(), following)
-    text = f"{name} moved from {before.stage} to {version.stage}"
-    if former and former.version != version.version:
-        text += f"; v{former.version} is Archived"
-    if before.stage == "Production":
-        text += "; no version is in Production now"
-    if former and version.stage == "Production":
-        text += f"\n{version.transitions[-1].gate}"
-    if version.stage == "Production":
-        text += f"\n{registry.detectable_drops(version.version)}"
-    return CommandResult(text, version.to_dict(), following)
-
-
 def _records(table: "pd.DataFrame") -> list[Mapping[str, Any]]:
     records: list[Mapping[str, Any]] = json.loads(table.to_json(orient="records", date_format="iso", date_unit="us"))
     return records
 
 
 def _command(settings: RegistrySettings, words: str) -> str:
-    """The next command, with the flags of the chosen registry."""
-    if not words or words == SERVE:
-        return words
+    """A command of this script, with the flags of the chosen registry."""
     uri = f" --tracking-uri {settings.tracking_uri}" if settings.tracking_uri else ""
-    default = RegistrySettings.model_fields["model_name"].default
-    name = f" --model-name '{settings.model_name}'" if settings.model_name != default else ""
+    name = f" --model-name '{settings.model_name}'" if settings.model_name != MODEL else ""
     return f"{command_line('model_registry')}{uri}{name} {words}"
 
 
@@ -811,8 +777,8 @@ def main() -> None:
         print(json.dumps(result.value, indent=2))
         return
     print(printable(result.text))
-    if following := _command(settings, result.next):
-        print(f"next: {following}")
+    if result.next:
+        print(f"next: {result.next if result.next == SERVE else _command(settings, result.next)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The first and the last lines of every benchmark: the machine, and the claims with their goals."""
 
+import argparse
 import json
 import os
 import platform
@@ -32,6 +33,14 @@ class Claim(NamedTuple):
 
 
 Claims = dict[str, Claim]
+
+
+def argument_parser(manual: str | None, quick: str) -> argparse.ArgumentParser:
+    """A parser of --quick, which means as ``quick`` says, and --json."""
+    parser = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser
 
 
 def machine(*packages: str) -> str:

@@ -29,7 +29,6 @@ takes other images for the reference: at most 10,000, or half of those there are
 What never alarms and what always does stand in every table of alarms.
 """
 
-import argparse
 import math
 import sys
 import tempfile
@@ -48,8 +47,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import costs, watchers  # noqa: E402
-from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
-from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Seen, Shift, as_window, seen  # noqa: E402
+from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
+from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Shift, UnseenImages, as_window, train_and_answer  # noqa: E402
 from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, DriftTests  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
@@ -89,7 +88,7 @@ HARMFUL = 0.05  # relative drop of accuracy
 WINDOW = 1_000
 
 
-class Plan(NamedTuple):
+class Scale(NamedTuple):
     """Amount of work to measure."""
 
     images: int  # unseen ones, at most
@@ -103,8 +102,8 @@ class Plan(NamedTuple):
     timings: int
 
 
-FULL = Plan(54_000, 5 * MILLION, 500_000, 100, 20, 200, MILLION, 20, 15)
-QUICK = Plan(22_000, 2 * MILLION, 50_000, 25, 2, 25, 200_000, 4, 5)
+FULL = Scale(54_000, 5 * MILLION, 500_000, 100, 20, 200, MILLION, 20, 15)
+QUICK = Scale(22_000, 2 * MILLION, 50_000, 25, 2, 25, 200_000, 4, 5)
 
 
 Results = Mapping[tuple[str, int], list[bool]]  # by test, and the size of the windows
@@ -112,46 +111,44 @@ Results = Mapping[tuple[str, int], list[bool]]  # by test, and the size of the w
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = argument_parser(__doc__, quick="fewer repeats")
     parser.add_argument("--part", choices=PARTS, help="what is measured, instead of everything")
     parser.add_argument("--data", type=Path, help="folder of IDX files, instead of Fashion-MNIST or digits")
     options = parser.parse_args()
-    plan = QUICK if options.quick else FULL
+    scale = QUICK if options.quick else FULL
     echo(machine(*PEERS))
     claims: Claims = {}
     with tempfile.TemporaryDirectory(prefix="monitoring-") as folder:
-        images = seen(Path(folder), plan.images, options.data)
+        images = train_and_answer(Path(folder), scale.images, options.data)
         echo(f"{images.name}, references of {images.reference_size:,}")
         for part in [options.part] if options.part else PARTS:
-            claims |= PARTS[part](images, plan)
+            claims |= PARTS[part](images, scale)
     conclude(claims, options.json)
 
 
 # False alarms
 
 
-def false_alarms(images: Seen, plan: Plan) -> Claims:
+def false_alarms(images: UnseenImages, scale: Scale) -> Claims:
     """Alarms without a change, after each prediction."""
-    ours = sum(_alarms(images, seed) for seed in range(plan.predictions // STREAM))
+    ours = sum(_alarms(images, seed) for seed in range(scale.predictions // STREAM))
     generator = np.random.default_rng(0)
     baseline, others = images.split(generator)
-    plain = len(list(watchers.plainly(baseline, drawn(images, others, plan.plainly, generator))))
-    most = int(stats.poisson.ppf(0.975, BUDGET * plan.predictions / MILLION))
+    plain = len(list(watchers.repeated_tests(baseline, drawn(images, others, scale.plainly, generator))))
+    most = int(stats.poisson.ppf(0.975, BUDGET * scale.predictions / MILLION))
     rows = {
-        f"{OURS}, after each": (ours, plan.predictions),
-        "KS, chi-square and z at 0.05, after each 100": (plain, plan.plainly),
-        NEVER: (0, plan.predictions),
-        f"{ALWAYS}, after each": (plan.predictions, plan.predictions),
+        f"{OURS}, after each": (ours, scale.predictions),
+        "KS, chi-square and z at 0.05, after each 100": (plain, scale.plainly),
+        NEVER: (0, scale.predictions),
+        f"{ALWAYS}, after each": (scale.predictions, scale.predictions),
     }
     cells = [[name, f"{n:,}", f"{count:,}", f"{count / n * MILLION:,.3g}"] for name, (count, n) in rows.items()]
     echo(f"\n{table(['false alarms', 'predictions', 'alarms', 'per million'], cells)}")
-    about = f"{plan.predictions:,} predictions at {BUDGET:g} per million, {LABELLED:.0%} labelled; the goal is the end"
+    about = f"{scale.predictions:,} predictions at {BUDGET:g} per million, {LABELLED:.0%} labelled; the goal is the end"
     return {"false alarms": Claim(ours, most, "lower", f"{about} of the budget's 95 % band")}
 
 
-def _alarms(images: Seen, seed: int) -> int:
+def _alarms(images: UnseenImages, seed: int) -> int:
     generator = np.random.default_rng([1, seed])
     baseline, others = images.split(generator)
     window, detectors = drawn(images, others, STREAM, generator), DetectorSet(baseline, BUDGET)
@@ -160,7 +157,7 @@ def _alarms(images: Seen, seed: int) -> int:
     return len(detectors.update(window)) + len(alarms)
 
 
-def drawn(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Predictions:
+def drawn(images: UnseenImages, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Predictions:
     """A stream of answers without a change."""
     chosen = generator.choice(places, n)
     return as_window(images.classes, images.answers["clean"][chosen], images.labels[chosen])
@@ -169,17 +166,17 @@ def drawn(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.
 # Power
 
 
-def power(images: Seen, plan: Plan) -> Claims:
+def power(images: UnseenImages, scale: Scale) -> Claims:
     """The share of shifts that is found, and of windows without one that is taken for one."""
     found: dict[tuple[str, int], list[bool]] = defaultdict(list)
     clean: dict[tuple[str, int], list[bool]] = defaultdict(list)
-    for repeat in range(plan.clean):
+    for repeat in range(scale.clean):
         generator = np.random.default_rng([2, repeat])
         baseline, others = images.split(generator)
         tests = DriftTests(baseline)
         for n in (n for n in SIZES if n < ENOUGH * len(others)):
             windows = list(islice(_apart(images, others, n, generator), CLEAN))
-            shifts = FAILING_LOUDLY if repeat < plan.shifted else ()
+            shifts = FAILING_LOUDLY if repeat < scale.shifted else ()
             shifted = [images.window(others, n, generator, shift) for shift in shifts]
             for results, judged in ((clean, windows), (found, shifted)):
                 for window in judged:
@@ -189,7 +186,9 @@ def power(images: Seen, plan: Plan) -> Claims:
     return _power_claims(found, clean)
 
 
-def _apart(images: Seen, places: NDArray[np.int64], n: int, generator: np.random.Generator) -> Iterator[Predictions]:
+def _apart(
+    images: UnseenImages, places: NDArray[np.int64], n: int, generator: np.random.Generator
+) -> Iterator[Predictions]:
     """Windows that share no image."""
     order = generator.permutation(places)
     for start in range(0, len(order) - n + 1, n):
@@ -234,24 +233,24 @@ def _most_errors(windows: int) -> float:
 # Delay
 
 
-def delay(images: Seen, plan: Plan) -> Claims:
+def delay(images: UnseenImages, scale: Scale) -> Claims:
     """Delay from a change to the alarm, with labels and without."""
-    return _delay_of_labels(plan) | _delay_of_answers(images, plan)
+    return _delay_of_labels(scale) | _delay_of_answers(images, scale)
 
 
-def _delay_of_labels(plan: Plan) -> Claims:
+def _delay_of_labels(scale: Scale) -> Claims:
     delays: dict[str, dict[float, float]] = {}
     unchanged: dict[str, tuple[int, int]] = {}
     for name, listen in watchers.by_labels(RIGHT, IMAGES).items():
-        delays[name] = {drop: _median(_delay(listen, _labels(drop, seed), BEFORE) for seed in range(plan.streams))
+        delays[name] = {drop: _median(_delay(listen, _labels(drop, seed), BEFORE) for seed in range(scale.streams))
                         for drop in DROPS}  # fmt: skip
         unchanged[name] = (
-            len(list(listen(np.random.default_rng(4).random(plan.unchanged) < RIGHT / IMAGES))),
-            plan.unchanged,
+            len(list(listen(np.random.default_rng(4).random(scale.unchanged) < RIGHT / IMAGES))),
+            scale.unchanged,
         )
     headings = ["labels to an alarm", *(f"accuracy {drop:.0%} lower" for drop in DROPS), "false alarms per million"]
     _show_delays(headings, delays, unchanged)
-    about = f"accuracy 0.9 measured on {IMAGES:,} images, run length {MILLION:,}, {plan.streams} streams"
+    about = f"accuracy 0.9 measured on {IMAGES:,} images, run length {MILLION:,}, {scale.streams} streams"
     return {
         f"labels to an alarm, accuracy {drop:.0%} lower": Claim(delays[OURS][drop], goal, "lower", about)
         for drop, goal in DROPS.items()
@@ -264,13 +263,13 @@ def _labels(drop: float, seed: int) -> NDArray[np.bool_]:
     return np.asarray(np.random.default_rng([3, seed]).random(len(accuracy)) < accuracy)
 
 
-def _delay_of_answers(images: Seen, plan: Plan) -> Claims:
+def _delay_of_answers(images: UnseenImages, scale: Scale) -> Claims:
     delays: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     unchanged: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
-    for seed in range(plan.streams):
+    for seed in range(scale.streams):
         generator = np.random.default_rng([5, seed])
         baseline, others = images.split(generator)
-        calm = drawn(images, others, plan.unchanged // plan.streams, generator)
+        calm = drawn(images, others, scale.unchanged // scale.streams, generator)
         for share in ROTATED:
             change = int(generator.integers(1_000, 2_000))  # anywhere in a block of tests of each thousand
             stream = _rotated(images, others, change, share, generator)
@@ -278,12 +277,12 @@ def _delay_of_answers(images: Seen, plan: Plan) -> Claims:
                 delays[name][share].append(_delay(listen, stream, change))
         for name, listen in watchers.by_answers(baseline, LOOSER).items():
             alarms, heard = unchanged[name]
-            if heard < MAX_UNCHANGED.get(name, plan.unchanged):
+            if heard < MAX_UNCHANGED.get(name, scale.unchanged):
                 unchanged[name] = alarms + len(list(listen(calm))), heard + calm.n
     medians = {name: {share: _median(row[share]) for share in ROTATED} for name, row in delays.items()}
     headings = ["predictions to an alarm", *(f"{share:.0%} rotated" for share in ROTATED), "false alarms per million"]
     _show_delays(headings, medians, unchanged)
-    about = f"no labels, {LOOSER:g} false alarms per million, {plan.streams} streams"
+    about = f"no labels, {LOOSER:g} false alarms per million, {scale.streams} streams"
     return {
         f"predictions to an alarm, {share:.0%} rotated": Claim(medians[OURS][share], goal, "lower", about)
         for share, goal in ROTATED.items()
@@ -292,7 +291,7 @@ def _delay_of_answers(images: Seen, plan: Plan) -> Claims:
 
 
 def _rotated(
-    images: Seen, places: NDArray[np.int64], change: int, share: float, generator: np.random.Generator
+    images: UnseenImages, places: NDArray[np.int64], change: int, share: float, generator: np.random.Generator
 ) -> Predictions:
     """Answers of which the later ones are to images that are rotated, or to as many of them as ``share`` says."""
     chosen = generator.choice(places, change + 2_000)
@@ -324,11 +323,11 @@ def _show_delays(
 # Harm
 
 
-def harm(images: Seen, plan: Plan) -> Claims:
+def harm(images: UnseenImages, scale: Scale) -> Claims:
     """Whether estimates without labels separate harmful shifts from harmless ones."""
     rows_of: dict[Shift | None, list[dict[str, float]]] = defaultdict(list)
     size = min(WINDOW, (len(images) - images.reference_size) // 2)
-    for repeat in range(plan.windows):
+    for repeat in range(scale.windows):
         generator = np.random.default_rng([6, repeat])
         baseline, others = images.split(generator)
         bins, peer = ReferenceBins(baseline.classes, baseline), watchers.cbpe(baseline)
@@ -343,7 +342,7 @@ def harm(images: Seen, plan: Plan) -> Claims:
     many = [_harmful(row for shift in group for row in rows_of[shift]) for group in groups.values()]
     cells.append(["harmful windows", *(f"{sum(harmful)} of {len(harmful)}" for harmful in many)])
     echo(f"\n{table(['AUROC', *tables], cells)}")
-    return _harm_claims(rows_of, tables, f"{plan.windows} windows of {size:,} of each shift and of none")
+    return _harm_claims(rows_of, tables, f"{scale.windows} windows of {size:,} of each shift and of none")
 
 
 def _estimates_of(window: Predictions, baseline: Baseline, bins: ReferenceBins) -> dict[str, float]:
@@ -407,21 +406,21 @@ def _harm_claims(
 # Cost
 
 
-def cost(images: Seen, plan: Plan) -> Claims:
+def cost(images: UnseenImages, scale: Scale) -> Claims:
     """Time and memory."""
     generator = np.random.default_rng(7)
     baseline, others = images.split(generator)
     stream = drawn(images, others, 100_000, generator)
-    about = f"10 classes, reference of {baseline.size:,}, medians of {plan.timings}"
+    about = f"10 classes, reference of {baseline.size:,}, medians of {scale.timings}"
     claims: Claims = {}
     for part in (costs.logging, costs.reports, costs.memory, costs.imports):
-        headings, rows, values = part(baseline, stream, plan.timings)
+        headings, rows, values = part(baseline, stream, scale.timings)
         echo(f"\n{table(headings, rows)}")
         claims |= {name: Claim(value, goal, better, about) for name, (value, goal, better) in values.items()}
     return claims
 
 
-PARTS: dict[str, Callable[[Seen, Plan], Claims]] = {
+PARTS: dict[str, Callable[[UnseenImages, Scale], Claims]] = {
     "false-alarms": false_alarms,
     "power": power,
     "delay": delay,

@@ -31,7 +31,6 @@ load of the machine. Memory is how much more is resident at the peak of the
 first call than before it.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -60,7 +59,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
+from benchmarks.claims import Claim, Claims, argument_parser, conclude, load, machine  # noqa: E402
 from model_registry import ModelRegistry  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
 from toolkit.bundle.files import DIGEST_TAG, Card, Measurement, library_versions  # noqa: E402
@@ -109,13 +108,13 @@ OF_ALL_RUNS, OF_ONE_RUN, OF_VERSIONS = 0.05, 0.5, 1.2  # seconds of ours over th
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
-class Plan(NamedTuple):
+class Scale(NamedTuple):
     """Amount of work to measure."""
 
     rounds: int
 
 
-FULL, QUICK = Plan(rounds=5), Plan(rounds=2)
+FULL, QUICK = Scale(rounds=5), Scale(rounds=2)
 
 
 class Reading(NamedTuple):
@@ -129,35 +128,32 @@ class Reading(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    options = parser.parse_args()
-    plan = QUICK if options.quick else FULL
+    options = argument_parser(__doc__, quick="fewer rounds").parse_args()
+    scale = QUICK if options.quick else FULL
     echo(machine("mlflow", "SQLAlchemy", "pandas"))
     with tempfile.TemporaryDirectory() as folder:
         store = filled(Path(folder))
         uri = f"sqlite:///{store}"
         echo(f"\na store of {store.stat().st_size / 1e6:,.0f} MB, filled; load {load()}")
-        claims = measure(uri, plan)
-        echo(f"\n{_command_line(uri, plan)}\n")
+        claims = measure(uri, scale)
+        echo(f"\n{_command_line(uri, scale)}\n")
     conclude(claims, options.json)
 
 
 # --- what is measured ---------------------------------------------------------------------------
 
 
-def measure(uri: str, plan: Plan) -> Claims:
+def measure(uri: str, scale: Scale) -> Claims:
     """All rounds, their tables, and what comes out of them."""
     readings: dict[tuple[str, str], list[Reading]] = defaultdict(list)
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server that processes are forked from finds what it preloads
     CONTEXT.set_forkserver_preload(["benchmarks.registry"])
-    for _, task in product(range(plan.rounds), TASKS):
+    for _, task in product(range(scale.rounds), CASES):
         readings[task].append(alone(reading, *task, uri))
     medians = {task: Reading(*np.median(taken, axis=0)) for task, taken in readings.items()}
-    for about in dict.fromkeys(about for _, about in TASKS):
+    for about in dict.fromkeys(about for _, about in CASES):
         echo(f"\n{_described(about)}, load {load()}\n\n{_standings(medians, about)}")
-    return claims_of(medians, f"SQLite, {usable_cores()} cores, medians of {plan.rounds} rounds")
+    return claims_of(medians, f"SQLite, {usable_cores()} cores, medians of {scale.rounds} rounds")
 
 
 def alone(work: Callable[..., Any], *words: str) -> Any:
@@ -231,7 +227,7 @@ def claims_of(medians: Mapping[tuple[str, str], Reading], measured: str) -> Clai
 
 def _standings(medians: Mapping[tuple[str, str], Reading], about: str) -> str:
     """A table of the contestants; ours is the first."""
-    names = [name for name, what in TASKS if what == about]
+    names = [name for name, what in CASES if what == about]
     rows = []
     for name in names:
         found = medians[name, about]
@@ -247,7 +243,7 @@ def _described(about: str) -> str:
     return f"{runs:,} runs, {runs * models // 100:,} with a model"
 
 
-def _command_line(uri: str, plan: Plan) -> str:
+def _command_line(uri: str, scale: Scale) -> str:
     """Duration of the script, including the start of Python and all imports."""
     commands = {
         "python model_registry.py list": ["model_registry.py", "--tracking-uri", uri, "list"],
@@ -255,7 +251,7 @@ def _command_line(uri: str, plan: Plan) -> str:
         "import mlflow": ["-c", "import mlflow"],
     }
     times: dict[str, list[float]] = defaultdict(list)
-    for _, (name, words) in product(range(plan.rounds), commands.items()):
+    for _, (name, words) in product(range(scale.rounds), commands.items()):
         began = time.perf_counter()
         subprocess.run([sys.executable, *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         times[name].append(time.perf_counter() - began)
@@ -352,7 +348,7 @@ REGISTERING: Mapping[str, Callable[[str, str], int | str]] = {
 LISTING: Mapping[str, Callable[[str, str], list[Any]]] = {
     LIST: list_ours, "versions": list_versions, WITH_ALIASES: list_with_aliases,
 }  # fmt: skip
-TASKS = [
+CASES = [
     *product(REGISTERING, (SEARCHES, FEW)),
     *product((OURS, ONE_RUN, NO_RUN), (TRAININGS,)),
     *product(LISTING, (MODEL,)),

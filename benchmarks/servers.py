@@ -95,7 +95,7 @@ SERVERS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """Settings that all contestants share.
 
     Parameters
@@ -126,7 +126,7 @@ class Place:
 
 
 @contextmanager
-def prepared(folder: Path, data: Path | None) -> Iterator[Place]:
+def prepared(folder: Path, data: Path | None) -> Iterator[Setup]:
     """All of it, in a folder; photographs are drawn unless there is some data."""
     for name in [name for name in os.environ if name.startswith(("SERVE_", "MONITORING_"))]:
         del os.environ[name]
@@ -141,15 +141,15 @@ def prepared(folder: Path, data: Path | None) -> Iterator[Place]:
     client = connect(_store(folder))
     digests = [register(client, number, folder) for number in VERSIONS]
     with ProcessPoolExecutor(1, CONTEXT) as sender:
-        place = Place(folder, _bundle(folder, VERSIONS[0]), digests[0], photographs(data), sender)
-        promote(place, VERSIONS[0])
-        yield place
+        setup = Setup(folder, _bundle(folder, VERSIONS[0]), digests[0], photographs(data), sender)
+        promote(setup, VERSIONS[0])
+        yield setup
 
 
 # --- servers ------------------------------------------------------------------------------------
 
 
-class Served(NamedTuple):
+class RunningServer(NamedTuple):
     """A server that is ready, and what it is sent."""
 
     port: int
@@ -159,14 +159,14 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Served]:
+def running(name: str, setup: Setup, *, watching: bool = True) -> Iterator[RunningServer]:
     """A server from its start to its end, already warm.
 
     Parameters
     ----------
     name
         Which.
-    place
+    setup
         What it serves.
     watching
         Whether ours polls the registry by itself, not only on request.
@@ -176,10 +176,10 @@ def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Serve
     ToolkitError
         It did not get ready, or failed on its first requests.
     """
-    port, log, began = _free_port(), place.folder / "log", time.monotonic()
+    port, log, began = _free_port(), setup.folder / "log", time.monotonic()
     with log.open("wb") as output:
         process = psutil.Popen(
-            SERVERS[name].command(port), cwd=place.folder, stdout=output, stderr=subprocess.STDOUT,
+            SERVERS[name].command(port), cwd=setup.folder, stdout=output, stderr=subprocess.STDOUT,
             env=os.environ | ({} if watching else {"SERVE_POLL_INTERVAL": "3600"}), start_new_session=True,
         )  # fmt: skip
     try:
@@ -187,8 +187,8 @@ def running(name: str, place: Place, *, watching: bool = True) -> Iterator[Serve
             if process.poll() is not None or time.monotonic() > began + READY_SECONDS:
                 raise ToolkitError(f"{name} does not get ready; it says:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(POLL_SECONDS)
-        server = Served(port, process, time.monotonic() - began, place.requests(name))
-        statuses = {answer.status for answer in place.send(closed, port, server.requests[SMALL], WARMING, count=WARM)}
+        server = RunningServer(port, process, time.monotonic() - began, setup.requests(name))
+        statuses = {answer.status for answer in setup.send(closed, port, server.requests[SMALL], WARMING, count=WARM)}
         if statuses != {200}:
             raise ToolkitError(f"{name} answered its first requests with {statuses}")
         yield server
@@ -252,13 +252,13 @@ def register(client: MlflowClient, number: int, folder: Path) -> str:
     return digest
 
 
-def promote(place: Place, number: int) -> None:
+def promote(setup: Setup, number: int) -> None:
     """Put a version into Production; which one is better does not matter here."""
-    registry = ModelRegistry(_store(place.folder), MODEL)
+    registry = ModelRegistry(_store(setup.folder), MODEL)
     registry.transition_model_stage(number, "Production", reason="for a benchmark", force=True)
 
 
-def reload(server: Served, number: int) -> None:
+def reload(server: RunningServer, number: int) -> None:
     """Have our service poll the registry, and wait until the version in Production answers.
 
     Raises
@@ -273,7 +273,7 @@ def reload(server: Served, number: int) -> None:
         raise ToolkitError(f"version {number} was not loaded: {reload}")
 
 
-def engine_of(server: Served) -> str:
+def engine_of(server: RunningServer) -> str:
     """Name of the engine in our service."""
     with urllib.request.urlopen(f"http://{HOST}:{server.port}/model-info", timeout=READY_SECONDS) as answer:
         return str(json.load(answer)["engine"])

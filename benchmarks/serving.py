@@ -27,7 +27,6 @@ which the requirements of peers install and its own do not. All use the processo
 there is a GPU.
 """
 
-import argparse
 import itertools
 import sys
 import tempfile
@@ -47,7 +46,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.claims import Claim, Claims, conclude, load, machine  # noqa: E402
+from benchmarks.claims import Claim, Claims, argument_parser, conclude, load, machine  # noqa: E402
 from benchmarks.load import Answer, LoadMetrics, arriving, closed, load_metrics, milliseconds  # noqa: E402
 from benchmarks.servers import (  # noqa: E402
     CONTEXT,
@@ -57,8 +56,8 @@ from benchmarks.servers import (  # noqa: E402
     SIZE,
     SMALL,
     VERSIONS,
-    Place,
-    Served,
+    RunningServer,
+    Setup,
     engine_of,
     prepared,
     promote,
@@ -88,7 +87,7 @@ SWAP, GROWTH, START = 2.0, 1.05, 8.0  # p99 during a swap over usual; memory; se
 PROVED, BACK = 30.0, 1.0  # s until a version serves under full load: one that never did, one that did before
 
 
-class Plan(NamedTuple):
+class Scale(NamedTuple):
     """Amount of work to measure."""
 
     rounds: int
@@ -99,8 +98,8 @@ class Plan(NamedTuple):
     starts: int
 
 
-FULL = Plan(rounds=3, seconds=10, swaps=10, few=(5_000, 5), many=(20_000, 20), starts=5)
-QUICK = Plan(rounds=1, seconds=2, swaps=2, few=(200, 1), many=(600, 3), starts=2)
+FULL = Scale(rounds=3, seconds=10, swaps=10, few=(5_000, 5), many=(20_000, 20), starts=5)
+QUICK = Scale(rounds=1, seconds=2, swaps=2, few=(200, 1), many=(600, 3), starts=2)
 
 
 class Case(NamedTuple):
@@ -119,19 +118,17 @@ CASES = (ALONE_CASE, USUAL, CROWD, Case(LARGE, USUAL.clients))
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="shorter and once")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = argument_parser(__doc__, quick="shorter and once")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
     parser.add_argument("--only", choices=NAMES, help="measure the throughput of this one alone")
     parser.add_argument("--part", choices=PARTS, help="what is measured, instead of everything")
     options = parser.parse_args()
-    plan = QUICK if options.quick else FULL
+    scale = QUICK if options.quick else FULL
     claims: Claims = {}
     echo(machine(*PACKAGES))
-    with tempfile.TemporaryDirectory(prefix="serving-") as folder, prepared(Path(folder), options.data) as place:
+    with tempfile.TemporaryDirectory(prefix="serving-") as folder, prepared(Path(folder), options.data) as setup:
         for part in [options.part] if options.part else PARTS:
-            claims |= PARTS[part](place, plan, [options.only] if options.only else NAMES)
+            claims |= PARTS[part](setup, scale, [options.only] if options.only else NAMES)
     conclude(claims, options.json)
 
 
@@ -156,40 +153,40 @@ def _conditions(*more: str) -> str:
 Results = Mapping[tuple[str, Case], LoadMetrics]
 
 
-def throughput(place: Place, plan: Plan, names: Sequence[str]) -> Claims:
+def throughput(setup: Setup, scale: Scale, names: Sequence[str]) -> Claims:
     """All contestants in turn, round by round."""
     found: dict[tuple[str, Case], list[LoadMetrics]] = defaultdict(list)
-    for _, name in itertools.product(range(plan.rounds), names):
-        answers = limit(place, plan.seconds) if name == LIMIT else served(place, name, plan.seconds)
+    for _, name in itertools.product(range(scale.rounds), names):
+        answers = limit(setup, scale.seconds) if name == LIMIT else served(setup, name, scale.seconds)
         for case in CASES:
             found[name, case].append(load_metrics(answers[case], RAMP))
     medians = {key: _median(rounds) for key, rounds in found.items()}
     for case in CASES:
         rows = [[name, *_row(medians[name, case]), _times(medians, name, case)] for name in names]
         echo(f"\n{case}, load {load()}\n\n{table(['', *PLOTS, 'ours over it'], rows)}")
-    return _throughput_claims(medians, _conditions(f"medians of {plan.rounds} rounds of {plan.seconds:g} s"))
+    return _throughput_claims(medians, _conditions(f"medians of {scale.rounds} rounds of {scale.seconds:g} s"))
 
 
-def served(place: Place, name: str, seconds: float) -> dict[Case, list[Answer]]:
+def served(setup: Setup, name: str, seconds: float) -> dict[Case, list[Answer]]:
     """All loads on one server."""
-    with running(name, place) as server:
+    with running(name, setup) as server:
         if name == OURS:
             echo(f"\nours runs {engine_of(server)}")
-        return {case: _crowded(place, server, case, seconds) for case in CASES}
+        return {case: _crowded(setup, server, case, seconds) for case in CASES}
 
 
-def _crowded(place: Place, server: Served, case: Case, seconds: float) -> list[Answer]:
+def _crowded(setup: Setup, server: RunningServer, case: Case, seconds: float) -> list[Answer]:
     """A load that lasts long enough for slow servers too."""
     size, clients = case
-    return place.send(
+    return setup.send(
         closed, server.port, server.requests[size], clients, count=clients + LEAST, seconds=RAMP + seconds
     )
 
 
-def limit(place: Place, seconds: float) -> dict[Case, list[Answer]]:
+def limit(setup: Setup, seconds: float) -> dict[Case, list[Answer]]:
     """The same images without a server, in a process of their own."""
     with ProcessPoolExecutor(1, CONTEXT) as pool:
-        return pool.submit(_limit, place.bundle, place.digest, place.images, RAMP + seconds).result()
+        return pool.submit(_limit, setup.bundle, setup.digest, setup.images, RAMP + seconds).result()
 
 
 def _limit(
@@ -240,18 +237,18 @@ def _throughput_claims(medians: Results, conditions: str) -> Claims:
 # --- arrivals at a rate -------------------------------------------------------------------------
 
 
-def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
+def open_loop(setup: Setup, scale: Scale, _: Sequence[str]) -> Claims:
     """Shares of the capacity, which is what 64 waiting clients get; in turn, round by round."""
     found: dict[str, list[LoadMetrics]] = defaultdict(list)
-    with running(OURS, place) as server:
+    with running(OURS, setup) as server:
         requests = server.requests[SMALL]
-        for number in range(plan.rounds):
-            capacity = load_metrics(_crowded(place, server, CROWD, plan.seconds), RAMP)
+        for number in range(scale.rounds):
+            capacity = load_metrics(_crowded(setup, server, CROWD, scale.seconds), RAMP)
             found["capacity"].append(capacity)
             for name, share in SHARES.items():
-                rate, seconds = share * capacity.rate, RAMP + 2 * plan.seconds
+                rate, seconds = share * capacity.rate, RAMP + 2 * scale.seconds
                 found[name].append(
-                    load_metrics(place.send(arriving, server.port, requests, rate, seconds, number), RAMP)
+                    load_metrics(setup.send(arriving, server.port, requests, rate, seconds, number), RAMP)
                 )
     medians = {name: _median(rounds) for name, rounds in found.items()}
     rows = [[name, *_row(median)] for name, median in medians.items()]
@@ -261,7 +258,7 @@ def open_loop(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
         f"\nat 150 %: {above.refused:.0%} refused with 503, half of them within {above.refusal:.1f} ms;"
         f" the others' median is {above.median / full.median:.2f} times that at 100 %"
     )
-    return _open_claims(found, _conditions(f"medians of {plan.rounds} rounds of {2 * plan.seconds:g} s"))
+    return _open_claims(found, _conditions(f"medians of {scale.rounds} rounds of {2 * scale.seconds:g} s"))
 
 
 def _open_claims(found: Mapping[str, Sequence[LoadMetrics]], conditions: str) -> Claims:
@@ -289,17 +286,17 @@ class Span(NamedTuple):
         return answer.began < self.ended and self.began < answer.ended
 
 
-def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
+def reloads(setup: Setup, scale: Scale, _: Sequence[str]) -> Claims:
     """Versions are swapped repeatedly under full load; the cost of a promotion is not counted."""
-    enough = place.folder / "enough"
-    with running(OURS, place, watching=False) as server:
-        sent = place.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)
+    enough = setup.folder / "enough"
+    with running(OURS, setup, watching=False) as server:
+        sent = setup.sender.submit(closed, server.port, server.requests[SMALL], USUAL.clients, until=enough)
         try:
-            spans = [_swap_later(number, place, server) for number in _alternating(plan.swaps)]
+            spans = [_swap_later(number, setup, server) for number in _alternating(scale.swaps)]
         finally:
             enough.touch()
         answers = sent.result()
-    promote(place, VERSIONS[0])
+    promote(setup, VERSIONS[0])
     promotions, swaps = zip(*spans, strict=True)
     during = [answer for answer in answers if any(swap.touches(answer) for swap in swaps)]
     usual = [answer for answer in answers if not any(span.touches(answer) for span in (*swaps, *promotions))]
@@ -322,9 +319,9 @@ def reloads(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
     }
 
 
-def _swap_later(number: int, place: Place, server: Served) -> tuple[Span, Span]:
+def _swap_later(number: int, setup: Setup, server: RunningServer) -> tuple[Span, Span]:
     time.sleep(CALM)
-    return swap_to(number, place, server)
+    return swap_to(number, setup, server)
 
 
 def _alternating(count: int) -> Iterator[int]:
@@ -332,10 +329,10 @@ def _alternating(count: int) -> Iterator[int]:
     return itertools.islice(itertools.cycle(reversed(VERSIONS)), count)
 
 
-def swap_to(number: int, place: Place, server: Served) -> tuple[Span, Span]:
+def swap_to(number: int, setup: Setup, server: RunningServer) -> tuple[Span, Span]:
     """Promote a version, then have the service take it; when each was."""
     began = time.monotonic()
-    promote(place, number)
+    promote(setup, number)
     promoted = time.monotonic()
     reload(server, number)
     return Span(began, promoted), Span(promoted, time.monotonic())
@@ -344,18 +341,18 @@ def swap_to(number: int, place: Place, server: Served) -> tuple[Span, Span]:
 # --- memory and start ---------------------------------------------------------------------------
 
 
-def memory(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
+def memory(setup: Setup, scale: Scale, _: Sequence[str]) -> Claims:
     """Memory of the service after few requests and reloads, and after many more."""
     sizes = []
-    versions = _alternating(plan.few[1] + plan.many[1])
-    with running(OURS, place, watching=False) as server:
-        for requests, times in (plan.few, plan.many):
+    versions = _alternating(scale.few[1] + scale.many[1])
+    with running(OURS, setup, watching=False) as server:
+        for requests, times in (scale.few, scale.many):
             for _round in range(times):
-                swap_to(next(versions), place, server)
-                place.send(closed, server.port, server.requests[SMALL], USUAL.clients, count=requests // times)
+                swap_to(next(versions), setup, server)
+                setup.send(closed, server.port, server.requests[SMALL], USUAL.clients, count=requests // times)
             sizes.append(held(server.process))
-    promote(place, VERSIONS[0])
-    few, many = ("{:,} requests and {} reloads".format(*amount) for amount in (plan.few, plan.many))
+    promote(setup, VERSIONS[0])
+    few, many = ("{:,} requests and {} reloads".format(*amount) for amount in (scale.few, scale.many))
     megabytes = [f"{size / 2**20:,.0f} MiB" for size in sizes]
     echo(f"\nmemory: {megabytes[0]} after {few}, {megabytes[1]} after {many} more; load {load()}")
     conditions = f"unshared memory, {few}, then {many} more"
@@ -367,18 +364,18 @@ def held(process: psutil.Process) -> int:
     return sum(one.memory_full_info().uss for one in (process, *process.children(recursive=True)))
 
 
-def starts(place: Place, plan: Plan, _: Sequence[str]) -> Claims:
+def starts(setup: Setup, scale: Scale, _: Sequence[str]) -> Claims:
     """Time until the service is ready; the first start may have a model to convert."""
     seconds = []
-    for _round in range(1 + plan.starts):
-        with running(OURS, place) as server:
+    for _round in range(1 + scale.starts):
+        with running(OURS, setup) as server:
             seconds.append(server.seconds)
     echo(f"\nready after {', '.join(f'{one:.1f}' for one in seconds)} s; the first does not count; load {load()}")
-    conditions = f"median of {plan.starts} starts, the model on disk"
+    conditions = f"median of {scale.starts} starts, the model on disk"
     return {"seconds from start to ready": Claim(float(np.median(seconds[1:])), START, "lower", conditions)}
 
 
-PARTS: dict[str, Callable[[Place, Plan, Sequence[str]], Claims]] = {
+PARTS: dict[str, Callable[[Setup, Scale, Sequence[str]], Claims]] = {
     "throughput": throughput,
     "open": open_loop,
     "reload": reloads,

@@ -86,7 +86,7 @@ SOFTER = tuple(
 
 
 @dataclass(frozen=True)
-class Seen:
+class UnseenImages:
     """Answers to images that the network was not trained on.
 
     Parameters
@@ -150,7 +150,7 @@ def as_window(classes: tuple[str, ...], answers: Answers, labels: NDArray[np.int
     )
 
 
-def seen(scratch: Path, most: int, data: Path | None = None) -> Seen:
+def train_and_answer(scratch: Path, most: int, data: Path | None = None) -> UnseenImages:
     """Train with the project's script and let its bundle answer.
 
     Parameters
@@ -178,7 +178,7 @@ def seen(scratch: Path, most: int, data: Path | None = None) -> Seen:
     }
     right = float((answers["clean"].argmax(axis=1) == labels[rest]).mean())
     name = f"{images.name}, {training:,} training images, {right:.1%} right of {len(labels[rest]):,} unseen ones"
-    return Seen(name, bundle.card.classes, labels[rest], answers)
+    return UnseenImages(name, bundle.card.classes, labels[rest], answers)
 
 
 def write_idx(folder: Path, part: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:

@@ -23,7 +23,6 @@ cores, also where there is a GPU. In the race to an accuracy ours begins with sm
 (--progressive-resize 0.5).
 """
 
-import argparse
 import logging
 import math
 import multiprocessing
@@ -56,7 +55,7 @@ from torchvision.transforms import v2
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
+from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
 from benchmarks.images import draw, listed  # noqa: E402
 from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
@@ -106,7 +105,7 @@ MIN_PER_CLASS = 6
 VALIDATED, TESTED = (2, 9, 16), (5,)  # of every 20 images of a class; the others are trained on
 
 
-class Plan(NamedTuple):
+class Scale(NamedTuple):
     """Amount of work to measure."""
 
     images: int
@@ -114,7 +113,7 @@ class Plan(NamedTuple):
     epochs: int  # of the trainings that are compared by their accuracy
 
 
-FULL, QUICK = Plan(images=1200, rounds=6, epochs=10), Plan(images=400, rounds=3, epochs=6)
+FULL, QUICK = Scale(images=1200, rounds=6, epochs=10), Scale(images=400, rounds=3, epochs=6)
 
 
 class Album(NamedTuple):
@@ -126,7 +125,7 @@ class Album(NamedTuple):
     images: int  # in all
 
 
-class Task(NamedTuple):
+class TrainingTask(NamedTuple):
     """Training task of a contestant."""
 
     network: str
@@ -137,7 +136,7 @@ class Task(NamedTuple):
     batch: int = BATCH
 
 
-class Lap(NamedTuple):
+class EpochResult(NamedTuple):
     """One epoch: how long it took, and the share of the validation images that were right after it."""
 
     seconds: float
@@ -146,14 +145,12 @@ class Lap(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = argument_parser(__doc__, quick="fewer images and epochs")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn ones")
     parser.add_argument("--images", type=int, help="how many of them to use")
     options = parser.parse_args()
-    plan = QUICK if options.quick else FULL
-    count = plan.images if options.images is None else options.images
+    scale = QUICK if options.quick else FULL
+    count = scale.images if options.images is None else options.images
     if count < FEWEST:
         raise SettingsError(f"--images must be at least {FEWEST}, got {count}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -163,26 +160,26 @@ def main() -> None:
         scratch = Path(folder)
         files = listed(options.data) if options.data else draw(scratch / "drawn", count)
         album = lay_out(files[:: math.ceil(len(files) / count)], scratch / "album")
-        claims = measure(album, plan)
+        claims = measure(album, scale)
     conclude(claims, options.json)
 
 
-def measure(album: Album, plan: Plan) -> Claims:
+def measure(album: Album, scale: Scale) -> Claims:
     """All races, each with its table; what comes out of them."""
     of = f"{album.training} training images of {album.classes} classes, {usable_cores()} cores"
     claims = {}
     for network, goals in RACES.items():
-        laps = race([*goals, "ours"], Task(network, album, plan.rounds))
-        echo(f"\n{network}, {SIZE} px, {plan.rounds - 1} rounds\n\n{_rates(laps, album)}")
+        results = race([*goals, "ours"], TrainingTask(network, album, scale.rounds))
+        echo(f"\n{network}, {SIZE} px, {scale.rounds - 1} rounds\n\n{_rates(results, album)}")
         for rival, goal in goals.items():
             claims[f"{network}: ours over {rival}"] = Claim(
-                ratio(laps, rival), goal, "higher", f"images/s, {of}, {SIZE} px, {plan.rounds - 1} rounds"
+                ratio(results, rival), goal, "higher", f"images/s, {of}, {SIZE} px, {scale.rounds - 1} rounds"
             )
-    laps = race(["plain", "ours"], Task("resnet18", album, plan.epochs, validated=True))
-    echo(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {plan.epochs} epochs\n\n{_learning(laps)}")
+    results = race(["plain", "ours"], TrainingTask("resnet18", album, scale.epochs, validated=True))
+    echo(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {scale.epochs} epochs\n\n{_learning(results)}")
     claims["time to the plain way's accuracy: ours over plain"] = Claim(
-        time_to_accuracy(laps, "ours") / time_to_accuracy(laps, "plain"), TIME_TO_ACCURACY, "lower",
-        f"resnet18, {of}, {SIZE} px, {plan.epochs} epochs, decoding and validation included",
+        time_to_accuracy(results, "ours") / time_to_accuracy(results, "plain"), TIME_TO_ACCURACY, "lower",
+        f"resnet18, {of}, {SIZE} px, {scale.epochs} epochs, decoding and validation included",
     )  # fmt: skip
     growth, weight = memory_growth(album)
     echo(f"\ntwice the images: {growth / 2**20:+,.0f} MiB of memory, {weight / 2**20:,.0f} MiB of pixels\n")
@@ -192,28 +189,28 @@ def measure(album: Album, plan: Plan) -> Claims:
     return claims
 
 
-def race(names: Sequence[str], task: Task) -> dict[str, list[Lap]]:
+def race(names: Sequence[str], task: TrainingTask) -> dict[str, list[EpochResult]]:
     """Epochs in turn: the first contestant's first, the second's first, ..., the first's second, ..."""
-    laps: dict[str, list[Lap]] = defaultdict(list)
+    results: dict[str, list[EpochResult]] = defaultdict(list)
     with ExitStack() as stack:
         contestants = [stack.enter_context(closing(Contestant(name, task))) for name in names]
         for _, contestant in product(range(task.epochs), contestants):
-            laps[contestant.name].append(contestant.epoch())
-    return laps
+            results[contestant.name].append(contestant.epoch())
+    return results
 
 
-def ratio(laps: dict[str, list[Lap]], rival: str) -> float:
+def ratio(results: dict[str, list[EpochResult]], rival: str) -> float:
     """Ours over the rival in images/s, over all rounds but the first."""
-    theirs, ours = (sum(lap.seconds for lap in laps[name][1:]) for name in (rival, "ours"))
+    theirs, ours = (sum(result.seconds for result in results[name][1:]) for name in (rival, "ours"))
     return theirs / ours
 
 
-def time_to_accuracy(laps: dict[str, list[Lap]], name: str) -> float:
+def time_to_accuracy(results: dict[str, list[EpochResult]], name: str) -> float:
     """Seconds from the start until a contestant first has the accuracy that the plain way ends with."""
     seconds = 0.0
-    for lap in laps[name]:
-        seconds += lap.seconds
-        if lap.accuracy >= laps["plain"][-1].accuracy:
+    for result in results[name]:
+        seconds += result.seconds
+        if result.accuracy >= results["plain"][-1].accuracy:
             return seconds
     return NEVER
 
@@ -221,32 +218,33 @@ def time_to_accuracy(laps: dict[str, list[Lap]], name: str) -> float:
 def memory_growth(album: Album) -> tuple[int, int]:
     """Growth of the peak memory with twice the images, and the size of these, both in bytes."""
     small, large = (
-        Task("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH) for chosen in (album, doubled(album))
+        TrainingTask("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH)
+        for chosen in (album, doubled(album))
     )
     return peak_memory(large) - peak_memory(small), album.images * MEMORY_SIZE**2 * 3
 
 
-def peak_memory(task: Task) -> int:
+def peak_memory(task: TrainingTask) -> int:
     """Most bytes that our training holds, without the pages of files, which the system can take back."""
     with closing(Contestant("ours", task)) as contestant:
         return contestant.peak_memory()
 
 
-def _rates(laps: dict[str, list[Lap]], album: Album) -> str:
+def _rates(results: dict[str, list[EpochResult]], album: Album) -> str:
     rows = []
-    for name, all_laps in laps.items():
-        seconds = np.array([lap.seconds for lap in all_laps[1:]])
+    for name, all_results in results.items():
+        seconds = np.array([result.seconds for result in all_results[1:]])
         mean, slowest, fastest = album.training / np.array([seconds.mean(), seconds.max(), seconds.min()])
-        times = "" if name == "ours" else f"{ratio(laps, name):.2f}"
+        times = "" if name == "ours" else f"{ratio(results, name):.2f}"
         rows.append([name, f"{mean:,.1f}", f"{slowest:,.1f}", f"{fastest:,.1f}", times])
     return table(["", "images/s", "slowest", "fastest", "ours over it"], rows)
 
 
-def _learning(laps: dict[str, list[Lap]]) -> str:
+def _learning(results: dict[str, list[EpochResult]]) -> str:
     rows = [
-        [name, f"{time_to_accuracy(laps, name):,.1f}", f"{sum(lap.seconds for lap in all_laps):,.1f}",
-         " ".join(f"{lap.accuracy:.2f}" for lap in all_laps)]
-        for name, all_laps in laps.items()
+        [name, f"{time_to_accuracy(results, name):,.1f}", f"{sum(result.seconds for result in all_results):,.1f}",
+         " ".join(f"{result.accuracy:.2f}" for result in all_results)]
+        for name, all_results in results.items()
     ]  # fmt: skip
     return table(["", "seconds to it", "seconds in all", "accuracy after each epoch"], rows)
 
@@ -254,17 +252,17 @@ def _learning(laps: dict[str, list[Lap]]) -> str:
 class Contestant:
     """One way of training in a process of its own, which stands still between its epochs."""
 
-    def __init__(self, name: str, task: Task) -> None:
+    def __init__(self, name: str, task: TrainingTask) -> None:
         self.name = name
         self._connection, theirs = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=_take_part, args=(name, task, theirs))
         self._process.start()
         theirs.close()
 
-    def epoch(self) -> Lap:
+    def epoch(self) -> EpochResult:
         """Let it train for one epoch."""
         self._connection.send(None)
-        return self._lap()
+        return self._result()
 
     def peak_memory(self) -> int:
         """Let it train for one epoch; the most anonymous memory in bytes that it was seen to hold."""
@@ -272,7 +270,7 @@ class Contestant:
         peak = 0
         while not self._connection.poll(SAMPLING):
             peak = max(peak, _anonymous_memory(self._process.pid))
-        self._lap()
+        self._result()
         return peak
 
     def close(self) -> None:
@@ -282,12 +280,12 @@ class Contestant:
         self._process.kill()
         self._process.join()
 
-    def _lap(self) -> Lap:
+    def _result(self) -> EpochResult:
         try:
-            lap: Lap = self._connection.recv()
+            result: EpochResult = self._connection.recv()
         except EOFError:
             raise TrainingError(f"{self.name} ended too early; the reason is above") from None
-        return lap
+        return result
 
 
 class Turns:
@@ -299,13 +297,13 @@ class Turns:
         To the ``Contestant``.
     """
 
-    def __init__(self, connection: "Connection[Lap, None]") -> None:
+    def __init__(self, connection: "Connection[EpochResult, None]") -> None:
         self._connection = connection
         self._wait()
 
     def over(self, accuracy: float = math.nan, seconds: float | None = None) -> None:
         """Report an epoch of ``seconds``, or of the time since the turn began, and wait for the next turn."""
-        self._connection.send(Lap(time.perf_counter() - self._began if seconds is None else seconds, accuracy))
+        self._connection.send(EpochResult(time.perf_counter() - self._began if seconds is None else seconds, accuracy))
         self._wait()
 
     def _wait(self) -> None:
@@ -316,7 +314,7 @@ class Turns:
         self._began = time.perf_counter()
 
 
-def _take_part(name: str, task: Task, connection: "Connection[Lap, None]") -> None:
+def _take_part(name: str, task: TrainingTask, connection: "Connection[EpochResult, None]") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends all others
     multiprocessing.set_start_method(None, force=True)  # loaders start their workers as in any script
     torch.set_num_threads(usable_cores())
@@ -333,7 +331,7 @@ def _anonymous_memory(pid: int | None) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
-def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
+def ours(task: TrainingTask, turns: Turns, *, logged: bool = True) -> None:
     """The project, as train_cnn.py uses it."""
     settings = TrainSettings.model_validate(
         {"data": str(task.album.folder), "model_type": task.network, "image_size": task.size, "epochs": task.epochs,
@@ -359,7 +357,7 @@ def ours(task: Task, turns: Turns, *, logged: bool = True) -> None:
     fit(build_seeded_network(data, config), training, validation if task.validated else None, config, callbacks)
 
 
-def plain(task: Task, turns: Turns) -> None:
+def plain(task: TrainingTask, turns: Turns) -> None:
     """The loop that tutorials teach."""
     network, (training, validation) = _network(task), _loaders(task)
     optimizer = torch.optim.AdamW(_trained(network), LEARNING_RATE)
@@ -373,7 +371,7 @@ def plain(task: Task, turns: Turns) -> None:
         turns.over(_accuracy(network, validation) if task.validated else math.nan)
 
 
-def lightning(task: Task, turns: Turns) -> None:
+def lightning(task: TrainingTask, turns: Turns) -> None:
     """Lightning's Trainer, which may leave out all that it would log, draw and save."""
     from lightning.pytorch import LightningModule, Trainer  # of the peers only; six seconds
 
@@ -402,7 +400,7 @@ def lightning(task: Task, turns: Turns) -> None:
     ).fit(PlainModule(), _loaders(task)[0])  # fmt: skip
 
 
-def in_memory(task: Task, turns: Turns) -> None:
+def in_memory(task: TrainingTask, turns: Turns) -> None:
     """The project's step on an epoch of batches made beforehand; what the images show costs nothing."""
     device = Device.choose()
     network = _network(task).to(memory_format=torch.channels_last)
@@ -425,7 +423,7 @@ def in_memory(task: Task, turns: Turns) -> None:
         turns.over()
 
 
-def matrix_products(task: Task, turns: Turns) -> None:
+def matrix_products(task: TrainingTask, turns: Turns) -> None:
     """Duration of an epoch's operations at the rate of large matrix products in the project's precision."""
     left, right = torch.randn(2, MATRIX, MATRIX, dtype=Device.choose().dtype)
     network = _network(task)
@@ -441,7 +439,7 @@ def matrix_products(task: Task, turns: Turns) -> None:
         turns.over(seconds=operations / (2 * MATRIX**3) * min(times))
 
 
-CONTESTANTS: dict[str, Callable[[Task, Turns], None]] = {
+CONTESTANTS: dict[str, Callable[[TrainingTask, Turns], None]] = {
     "plain": plain,
     "Lightning": lightning,
     "in memory": in_memory,
@@ -451,7 +449,7 @@ CONTESTANTS: dict[str, Callable[[Task, Turns], None]] = {
 }
 
 
-def _network(task: Task) -> nn.Module:
+def _network(task: TrainingTask) -> nn.Module:
     torch.manual_seed(SEED)
     return build_network(task.network, task.album.classes, DROPOUT, None)
 
@@ -460,7 +458,7 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
-def _loaders(task: Task) -> "tuple[DataLoader[Any], DataLoader[Any]]":
+def _loaders(task: TrainingTask) -> "tuple[DataLoader[Any], DataLoader[Any]]":
     """Training and validation images, as plain scripts load them; their workers end with each epoch."""
     tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     changes = [v2.RandomResizedCrop(task.size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.1, 0.1, 0.1), *tensor]

@@ -26,7 +26,7 @@ would count as if it took a trillion images. A seed decides folds, networks and 
 are made for each seed, and their median is the claim. A training that two contestants ask for is run
 once and costs both.
 
-How often pruning is wrong is found by running pruned trials in full afterwards, at no contestant's
+How often pruning is wrong is results by running pruned trials in full afterwards, at no contestant's
 cost. The seconds at the end are of searches by themselves, one after another: all that happens from
 the first proposal to the study's last image in MLflow, without the start of Python and the database.
 """
@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import hyperopt_tuning as tuning  # noqa: E402
-from benchmarks.claims import Claim, Claims, conclude, machine  # noqa: E402
+from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
 from benchmarks.images import draw, link, listed, write_digits  # noqa: E402
 from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
@@ -93,7 +93,7 @@ OVERHEAD = 0.02  # of a search's seconds
 TWO_AT_A_TIME = 0.75  # of the seconds of one at a time
 
 
-class Plan(NamedTuple):
+class Scale(NamedTuple):
     """Amount of work to measure."""
 
     digits: int  # of each of the ten
@@ -104,8 +104,8 @@ class Plan(NamedTuple):
     parallel: int  # trials of the searches with one and with two at a time
 
 
-FULL = Plan(digits=30, photographs=240, seeds=5, trials=30, searched=30, parallel=8)
-QUICK = Plan(digits=20, photographs=144, seeds=2, trials=8, searched=4, parallel=2)
+FULL = Scale(digits=30, photographs=240, seeds=5, trials=30, searched=30, parallel=8)
+QUICK = Scale(digits=20, photographs=144, seeds=2, trials=8, searched=4, parallel=2)
 
 
 class Job(NamedTuple):
@@ -119,7 +119,7 @@ class Job(NamedTuple):
 JOB = TypeAdapter(Job)
 
 
-class Found(NamedTuple):
+class JobResult(NamedTuple):
     """Results of a job: each contestant's trials, and our pruned trials run in full."""
 
     job: Job
@@ -132,7 +132,7 @@ class Found(NamedTuple):
         return {"searches": searches, "full_runs": [trial.json() for trial in self.full_runs]}
 
     @classmethod
-    def from_json(cls, job: Job, values: Mapping[str, Any]) -> "Found":
+    def from_json(cls, job: Job, values: Mapping[str, Any]) -> "JobResult":
         """Read back what ``json`` gave."""
         searches = {name: [*map(Trial.from_json, trials)] for name, trials in values["searches"].items()}
         return cls(job, searches, [*map(Trial.from_json, values["full_runs"])])
@@ -169,11 +169,11 @@ class Found(NamedTuple):
 def main() -> None:
     """Measure and print."""
     options = arguments()
-    plan = QUICK if options.quick else FULL
+    scale = QUICK if options.quick else FULL
     if options.images is not None:
-        plan = plan._replace(photographs=options.images)
-    if plan.photographs < FEWEST:
-        raise SettingsError(f"--images must be at least {FEWEST}, got {plan.photographs}")
+        scale = scale._replace(photographs=options.images)
+    if scale.photographs < FEWEST:
+        raise SettingsError(f"--images must be at least {FEWEST}, got {scale.photographs}")
     if options.first_seed < 0:
         raise SettingsError(f"--first-seed must be at least 0, got {options.first_seed}")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -181,19 +181,17 @@ def main() -> None:
     claims: Claims = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.part != "timed":
-            found = compete(jobs(options.data, plan, options.first_seed, Path(folder)))
-            claims |= counted(found)
-            write(found, options.plots, options.trials)
+            results = compete(jobs(options.data, scale, options.first_seed, Path(folder)))
+            claims |= counted(results)
+            write(results, options.plots, options.trials)
         if options.part != "counted":
-            claims |= timed(plan, Path(folder))
+            claims |= timed(scale, Path(folder))
     conclude(claims, options.json)
 
 
 def arguments() -> argparse.Namespace:
     """Arguments of the command line; the output paths are writable."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer seeds, trials and images")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = argument_parser(__doc__, quick="fewer seeds, trials and images")
     parser.add_argument("--data", type=Path, help="folder of photographs, instead of drawn flowers")
     parser.add_argument("--images", type=int, help="how many of them to use")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of the consecutive seeds; default 0")
@@ -214,27 +212,27 @@ def arguments() -> argparse.Namespace:
 # --- what is counted in images ----------------------------------------------------------------
 
 
-def jobs(photographs: Path | None, plan: Plan, first_seed: int, scratch: Path) -> list[Job]:
+def jobs(photographs: Path | None, scale: Scale, first_seed: int, scratch: Path) -> list[Job]:
     """Both data sets, each with all seeds."""
-    files = listed(photographs) if photographs else draw(scratch / "drawn", plan.photographs)
-    count = min(plan.photographs, len(files))
+    files = listed(photographs) if photographs else draw(scratch / "drawn", scale.photographs)
+    count = min(scale.photographs, len(files))
     chosen = [files[number * len(files) // count] for number in range(count)]
     sets: dict[str, dict[str, Any]] = {
-        f"digits ({plan.digits} a class)": {
-            "data": str(write_digits(scratch / "digits", plan.digits)), "flip": False,
+        f"digits ({scale.digits} a class)": {
+            "data": str(write_digits(scratch / "digits", scale.digits)), "flip": False,
         },
         f"photographs ({count})": {"data": str(link(chosen, scratch / "photographs"))},
     }  # fmt: skip
     common = {"weights": "none", "cache_dir": scratch / "cache"}
     return [
-        Job(subject, DataSettings.model_validate({**about, **common, "seed": seed}), plan.trials)
-        for seed, (subject, about) in product(range(first_seed, first_seed + plan.seeds), sets.items())
+        Job(subject, DataSettings.model_validate({**about, **common, "seed": seed}), scale.trials)
+        for seed, (subject, about) in product(range(first_seed, first_seed + scale.seeds), sets.items())
     ]
 
 
-def compete(todo: Sequence[Job]) -> list[Found]:
+def compete(todo: Sequence[Job]) -> list[JobResult]:
     """Run jobs in processes, and print their progress."""
-    waiting, found = deque(enumerate(todo)), dict[int, Found]()
+    waiting, results = deque(enumerate(todo)), dict[int, JobResult]()
     with WorkerPool(PROCESSES, "benchmarks.tuning:take_part") as pool:
         while waiting or pool.n_idle < pool.size:
             while waiting and pool.n_idle:
@@ -245,12 +243,12 @@ def compete(todo: Sequence[Job]) -> list[Found]:
                     case "progress":
                         echo(event.value)
                     case "done":
-                        found[event.key] = Found.from_json(todo[event.key], event.value)
+                        results[event.key] = JobResult.from_json(todo[event.key], event.value)
                     case "error":
                         raise event.value
                     case _:
                         raise TrainingError(f"{todo[event.key].subject}: {event.value}")
-    return [found[key] for key in sorted(found)]
+    return [results[key] for key in sorted(results)]
 
 
 def take_part(task: Any, report: Callable[[str], None]) -> dict[str, Any]:
@@ -266,11 +264,11 @@ def take_part(task: Any, report: Callable[[str], None]) -> dict[str, Any]:
             f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
     cut = [trial for trial in searches[OURS] if trial.state == "pruned"]
-    return Found(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
+    return JobResult(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
 
 
 TARGET = "images to plain's best within one standard error"
-CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value of a seed, goal, which is better
+CLAIMS: Sequence[tuple[str, Callable[[JobResult], float], float, str]] = (  # value of a seed, goal, which is better
     (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.images(PLAIN), 0.35, "lower"),
     (f"{TARGET}: ours over {WILCOXON}'s", lambda one: one.over(WILCOXON), 1.0, "lower"),
     (f"{TARGET}: ours over {MEDIAN}'s", lambda one: one.over(MEDIAN), 1.0, "lower"),
@@ -280,27 +278,27 @@ CLAIMS: Sequence[tuple[str, Callable[[Found], float], float, str]] = (  # value 
 )
 
 
-def counted(found: Sequence[Found]) -> Claims:
+def counted(results: Sequence[JobResult]) -> Claims:
     """A table and claims for each data set, and how often pruning was wrong."""
     claims = {}
-    for subject, seeds in by_subject(found).items():
+    for subject, seeds in by_subject(results).items():
         echo(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
         about = f"{subject}, {seeds[0].job.trials} trials of {FOLDS} folds, median over {len(seeds)} seeds"
         for name, value, goal, better in CLAIMS:
             claims[f"{subject.split()[0]}: {name}"] = Claim(_median(map(value, seeds)), goal, better, about)
-    echo(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(found)}\n")
+    echo(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(results)}\n")
     return claims
 
 
-def by_subject(found: Sequence[Found]) -> dict[str, list[Found]]:
+def by_subject(results: Sequence[JobResult]) -> dict[str, list[JobResult]]:
     """The seeds of each data set."""
-    subjects: dict[str, list[Found]] = defaultdict(list)
-    for one in found:
+    subjects: dict[str, list[JobResult]] = defaultdict(list)
+    for one in results:
         subjects[one.job.subject].append(one)
     return subjects
 
 
-def _standings(seeds: Sequence[Found]) -> str:
+def _standings(seeds: Sequence[JobResult]) -> str:
     headings = [
         "", "images", "of plain's", "seconds", "complete", "images to target", "reached", "best accuracy",
         "minus plain's, standard errors",
@@ -322,10 +320,10 @@ def _standings(seeds: Sequence[Found]) -> str:
     return table(headings, rows)
 
 
-def _audit(found: Sequence[Found]) -> str:
+def _audit(results: Sequence[JobResult]) -> str:
     """Count by rule of pruned trials, of those that would have been the best, and of what pruning saved."""
     rows = {name: np.zeros(4) for name in RULES}
-    for one in found:
+    for one in results:
         best = _so_far(one.searches[OURS])
         for full in one.full_runs:
             cut = one.searches[OURS][full.number]
@@ -352,21 +350,21 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
-def write(found: Sequence[Found], plots: Path | None, trials: Path | None) -> None:
+def write(results: Sequence[JobResult], plots: Path | None, trials: Path | None) -> None:
     """Write the requested files: the plot, and each trial of each search and of the full runs."""
     if plots:
-        plot(found).savefig(plots / "tuning.png", dpi=120)
+        plot(results).savefig(plots / "tuning.png", dpi=120)
     if trials:
         with trials.open("w") as file:
-            for one in found:
+            for one in results:
                 about = {"subject": one.job.subject, "seed": one.job.data.seed}
                 for name, searched in [*one.searches.items(), ("full_runs", one.full_runs)]:
                     file.writelines(json.dumps({**about, "search": name, **trial.json()}) + "\n" for trial in searched)
 
 
-def plot(found: Sequence[Found]) -> Figure:
+def plot(results: Sequence[JobResult]) -> Figure:
     """The best accuracy so far against images passed through training, a line a contestant."""
-    subjects = by_subject(found)
+    subjects = by_subject(results)
     figure = Figure(figsize=(5.5 * len(subjects), 4.4), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
         for name, style in LINE_STYLES.items():
@@ -397,7 +395,7 @@ def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], style: Mapping[s
 # --- what is measured in seconds ----------------------------------------------------------------
 
 
-def timed(plan: Plan, folder: Path) -> Claims:
+def timed(scale: Scale, folder: Path) -> Claims:
     """Time that a search spends outside of training, and the gain of a second process."""
     base = {"preset": "quick", "weights": "none", "study_dir": folder / "studies", "cache_dir": folder / "cache"}
 
@@ -408,21 +406,23 @@ def timed(plan: Plan, folder: Path) -> Claims:
         return f"digits, simple_cnn at 32 px, {trials} trials of {FOLDS} folds, {usable_cores()} cores"
 
     def at_random(parallel: int) -> float:
-        return search(settings(max_trials=plan.parallel, prune=False, parallel=parallel), random_only=True)[0]
+        return search(settings(max_trials=scale.parallel, prune=False, parallel=parallel), random_only=True)[0]
 
     with chdir(folder):
         search(settings(max_trials=1))  # the database is made, the data decoded, and the workers' modules imported
-        seconds, trained = search(settings(max_trials=plan.searched))
+        seconds, trained = search(settings(max_trials=scale.searched))
         both = {parallel: at_random(parallel) for parallel in (1, 2)}
     echo(f"\na search of {seconds:.1f} s trained for {trained:.1f} s; random trials: one at a time {both[1]:.1f} s, two"
         f" at a time {both[2]:.1f} s\n")  # fmt: skip
     return {
-        "share of a search that is not training": Claim(1 - trained / seconds, OVERHEAD, "lower", about(plan.searched)),
+        "share of a search that is not training": Claim(
+            1 - trained / seconds, OVERHEAD, "lower", about(scale.searched)
+        ),
         "seconds of a search: two at a time over one": Claim(
             both[2] / both[1],
             TWO_AT_A_TIME,
             "lower",
-            f"{about(plan.parallel)}, random trials; one at a time has all cores",
+            f"{about(scale.parallel)}, random trials; one at a time has all cores",
         ),
     }
 

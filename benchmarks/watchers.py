@@ -210,7 +210,7 @@ def by_answers(baseline: Baseline, per_million: float) -> dict[str, ByAnswers]:
     }
 
 
-def plainly(baseline: Baseline, window: Predictions, size: int = 1_000, step: int = 100) -> Iterator[int]:
+def repeated_tests(baseline: Baseline, window: Predictions, size: int = 1_000, step: int = 100) -> Iterator[int]:
     """Three tests at 0.05 on the last thousand predictions, after every hundred."""
     confidence, classes = np.sort(baseline.confidence), np.bincount(baseline.predicted, minlength=len(baseline.classes))
     for end in range(size, window.n + 1, step):

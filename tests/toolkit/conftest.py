@@ -2,13 +2,16 @@
 
 import pytest
 
+from support.servers import empty_store
 from toolkit.tracking.connection import connect
 
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     """A store in a database file."""
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db")
+    store = tmp_path_factory.mktemp("database") / "mlflow.db"
+    store.write_bytes(empty_store())
+    return connect(f"sqlite:///{store}")
 
 
 @pytest.fixture(params=["database", "server"])

@@ -41,29 +41,13 @@ class LabelledImage:
 
 
 def read_labelled(folder: Path) -> list[LabelledImage]:
-    """The images in a folder with one sub-folder a class.
+    """The images in a folder with one sub-folder a class, sorted by class and path, at least one.
 
     Files count by suffix; those in sub-folders of a class belong to it; hidden files and folders of programs
     do not count. Where ``train/``, ``val/`` and ``test/`` are above the classes, under these or other names
     (``toolkit.images.folders.PART_NAMES``), only the last is read, with a message: versions may have been
     trained on the others.
 
-    Parameters
-    ----------
-    folder
-        A folder such as ``photos``, with ``photos/cat/1.jpg`` and ``photos/dog/1.png`` in it.
-
-    Returns
-    -------
-    Sorted by class and path, at least one.
-
-    Raises
-    ------
-    DataError
-        There is no such folder, it holds no classes or no images, or what is a class is unclear.
-
-    Examples
-    --------
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as photos:
     ...     for name in ("dog/1.png", "cat/2.jpg", "cat/notes.txt"):
@@ -80,7 +64,13 @@ def read_labelled(folder: Path) -> list[LabelledImage]:
         if not folder.is_dir():
             raise DataError(f"{display_name(folder)} is a file; give a folder with one sub-folder of images a class")
         above = _above_classes(folder)
-        images = sorted(image for outer in above for inner in sub_folders(outer) for image in _listed(inner))
+        images = sorted(
+            LabelledImage(class_name(inner.name), path)
+            for outer in above
+            for inner in sub_folders(outer)
+            for path in list_files(inner, SUFFIXES).files
+            if path.suffix.lower() in SUFFIXES
+        )
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
         raise DataError(f"the folder {display_name(folder)} cannot be read: {first_line(error)}") from None
     if not images:
@@ -96,24 +86,13 @@ def predict_all(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> l
 
     Each file is read once; a few dozen images are in memory at a time. Broken images are skipped and exact
     duplicates count once, under the first of their classes; both are reported. An image of a class that a
-    bundle does not know, by exactly its name, is left out of that bundle's predictions.
-
-    Parameters
-    ----------
-    bundles
-        Verified and loaded; their image sizes and classes may differ.
-    images
-        As ``read_labelled`` gives them.
+    bundle does not know, by exactly its name, is left out of that bundle's predictions. ``DataError``: no
+    bundle knows a class of the images, or not one image can be used.
 
     Returns
     -------
     One baseline a bundle, in the order of the bundles, without statistics. An image's hash is that
     of its file, as in the baselines of a training, so ``mcnemar.pair_by_hash`` finds the shared images.
-
-    Raises
-    ------
-    DataError
-        No bundle knows a class of the images, or not one image can be used.
     """
     images = _of_known_classes(bundles, images)
     sizes = sorted({bundle.card.image_size for bundle in bundles})
@@ -144,27 +123,21 @@ class _PredictionCollector:
         self._bundle, self._size = bundle, bundle.card.image_size
         self._index_of = {class_name(name): index for index, name in enumerate(bundle.card.classes)}
         self._probabilities = [np.zeros((0, len(self._index_of)), np.float16)]
-        self._indices: list[int] = []
+        self._labels: list[int] = []
         self._hashes: list[str] = []
 
     def add(self, images: Sequence[_Decoded]) -> None:
         """Predict the images of classes that the program knows."""
-        known = [image for image in images if image.source.label in self._index_of]
-        if not known:
-            return
-        pixels = np.stack([image.pixels[self._size] for image in known])  # (n, size, size, 3)
-        self._probabilities.append(self._bundle.predict(pixels).astype(np.float16))  # as a baseline rounds
-        self._indices += [self._index_of[image.source.label] for image in known]
-        self._hashes += [image.digest for image in known]
+        if known := [image for image in images if image.source.label in self._index_of]:
+            pixels = np.stack([image.pixels[self._size] for image in known])  # (n, size, size, 3)
+            self._probabilities.append(self._bundle.predict(pixels).astype(np.float16))  # as a baseline rounds
+            self._labels += [self._index_of[image.source.label] for image in known]
+            self._hashes += [image.digest for image in known]
 
     def baseline(self) -> Baseline:
         """All predictions as a baseline."""
-        return Baseline(
-            classes=self._bundle.card.classes,
-            probabilities=np.concatenate(self._probabilities),
-            labels=np.array(self._indices, np.int64),
-            hashes=np.array(self._hashes, np.str_),
-        )
+        hashes, probabilities = np.array(self._hashes, np.str_), np.concatenate(self._probabilities)
+        return Baseline(self._bundle.card.classes, probabilities, np.array(self._labels), hashes)
 
 
 class _Deduplicator:
@@ -218,23 +191,15 @@ def _above_classes(folder: Path) -> list[Path]:
     return tests
 
 
-def _listed(folder: Path) -> list[LabelledImage]:
-    """The images of a class: all files below its folder with the suffix of an image."""
-    paths = list_files(folder, SUFFIXES).files
-    return [LabelledImage(class_name(folder.name), path) for path in paths if path.suffix.lower() in SUFFIXES]
-
-
 def _of_known_classes(bundles: Sequence[Bundle], images: Sequence[LabelledImage]) -> list[LabelledImage]:
     """The images of classes that some bundle knows; the others are reported."""
-    known = [{class_name(name) for name in bundle.card.classes} for bundle in bundles]
-    model_classes = dict.fromkeys(class_name(name) for bundle in bundles for name in bundle.card.classes)
+    known = [dict.fromkeys(map(class_name, bundle.card.classes)) for bundle in bundles]
+    model_classes = {name: None for classes in known for name in classes}
     image_classes = dict.fromkeys(image.label for image in images)
     chosen = [image for image in images if image.label in model_classes]
     if not chosen:
-        known_classes = suggest(model_classes, next(iter(image_classes), ""))
-        raise DataError(
-            f"no model knows a class of the images, {suggest(image_classes)}; the models know: {known_classes}"
-        )
+        nearest = suggest(model_classes, next(iter(image_classes), ""))
+        raise DataError(f"no model knows a class of the images, {suggest(image_classes)}; the models know: {nearest}")
     if unknown := [name for name in image_classes if name not in model_classes]:
         echo(f"left out {_count(len(images) - len(chosen), 'image')} of classes no model knows: {suggest(unknown)}")
     if partly := [name for name in image_classes if 0 < sum(name in classes for classes in known) < len(bundles)]:

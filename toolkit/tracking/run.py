@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import batched
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -137,7 +136,9 @@ class Run:
     ) -> None:
         self.client, self.experiment, self.experiment_id, self.id = client, experiment, experiment_id, run_id
         self._metrics: list[mlflow.entities.Metric] = []
-        self._clock, self._outage = clock, _Outage(clock)
+        self._clock, self._next_attempt = clock, -math.inf
+        self._outage = ""  # the line that was printed about it
+        self._unreachable = False
 
     def __enter__(self) -> "Run":
         return self
@@ -154,10 +155,11 @@ class Run:
 
     def params(self, values: Mapping[str, object]) -> None:
         """Log parameters; values longer than MLflow allows are cut."""
-        texts = {name: printable(str(value))[:MAX_PARAM_LENGTH] for name, value in values.items()}
+        texts = [(name, printable(str(value))[:MAX_PARAM_LENGTH]) for name, value in values.items()]
+        params = [mlflow.entities.Param(*entry) for entry in texts]
         with mlflow_call("log parameters"):
-            for batch in batched(texts.items(), MAX_PARAMS_PER_BATCH):
-                self.client.log_batch(self.id, params=[mlflow.entities.Param(*entry) for entry in batch])
+            for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
+                self.client.log_batch(self.id, params=params[start : start + MAX_PARAMS_PER_BATCH])
 
     def tag(self, **values: object) -> None:
         """Set tags."""
@@ -166,22 +168,10 @@ class Run:
             self.client.log_batch(self.id, tags=tags)
 
     def dataset(self, name: str, digest: str, source: str, *, profile: Mapping[str, object], context: str) -> None:
-        """Log a data set as an MLflow input.
+        """Log a data set as an MLflow input, with numbers about it and with its use, such as ``training``.
 
-        MLflow keeps one input per name and digest in a run, so each part of the data needs its own digest.
-
-        Parameters
-        ----------
-        name
-            At most 500 characters.
-        digest
-            Identifies the data among those of that name; at most 36 characters.
-        source
-            Folder or address that the data came from.
-        profile
-            Numbers about the data for JSON, such as those of images and classes.
-        context
-            The use of the data, such as ``training``.
+        MLflow keeps one input per name (500 characters at most) and digest (36) in a run, so each part of the
+        data needs its own digest.
         """
         address, numbers = json.dumps({"uri": display_name(source)}), json.dumps(dict(profile))
         entry = mlflow.entities.Dataset(display_name(name), digest, "local", address, profile=numbers)
@@ -204,7 +194,16 @@ class Run:
 
     def load_pending(self, entries: Iterable[Sequence[object]]) -> None:
         """Insert entries of ``pending``, also after a round trip through JSON, before the buffer."""
-        self._metrics[:0] = [_metric(entry) for entry in entries]
+        metrics = []
+        for entry in entries:
+            try:
+                name, value, timestamp, step = map(str, entry)
+                metrics.append(mlflow.entities.Metric(name, float(value), int(timestamp), int(step)))
+            except (TypeError, ValueError):
+                raise TrackingError(
+                    f"a kept metric must be a name, a value, a time in ms and a step, got {entry}"
+                ) from None
+        self._metrics[:0] = metrics
 
     def try_flush(self) -> bool:
         """Send the buffered metrics if the store takes them, never raise, and return whether all are in the store.
@@ -213,20 +212,25 @@ class Run:
         comes after ``RETRY_SECONDS``; it takes ``ANSWER_SECONDS`` with a server that does not answer, and
         three times that at most.
         """
-        if not self._metrics or self._outage.is_pausing():
+        if not self._metrics or self._clock() < self._next_attempt:
             return not self._metrics
         try:
             ping(self.client.tracking_uri)
             with short_timeouts():
                 self._deliver(until=self._clock() + ANSWER_SECONDS)
         except Exception as error:  # noqa: BLE001  a metric never ends a training
-            self._outage.failed(error)
+            self._next_attempt = self._clock() + RETRY_SECONDS
+            self._unreachable = not _refused(error)
+            line = "MLflow cannot take the metrics" if self._unreachable else "MLflow refuses the metrics"
+            if line != self._outage:
+                echo(f"{line}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
+            self._outage = line
         return not self._metrics
 
     def flush(self) -> None:
         """Send the buffered metrics; on failure they stay buffered."""
         with mlflow_call("log metrics"):
-            if self._outage.away:
+            if self._unreachable:
                 ping(self.client.tracking_uri)
             self._deliver()
 
@@ -237,7 +241,9 @@ class Run:
             self.client.log_batch(self.id, metrics=batch)
             del self._metrics[: len(batch)]
         if not self._metrics:
-            self._outage.over()
+            if self._outage:
+                echo("MLflow takes the metrics again; those that were kept have been sent")
+            self._next_attempt, self._outage, self._unreachable = -math.inf, "", False
 
     def json(self, name: str, value: object) -> None:
         """Log a value as a JSON file."""
@@ -289,45 +295,10 @@ class Run:
         return experiment_page(self.client, self.experiment_id, "runs", "&viewStateShareKey=metrics")
 
 
-class _Outage:
-    """An outage of the store: the time of the next attempt, and lines at its start and end."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._next = -math.inf  # time of the next attempt
-        self._printed: str | None = None
-        self.away = False  # unreachable, not merely refusing
-
-    def is_pausing(self) -> bool:
-        return self._clock() < self._next
-
-    def failed(self, error: Exception) -> None:
-        self._next = self._clock() + RETRY_SECONDS
-        self.away = not _refused(error)
-        line = "MLflow cannot take the metrics" if self.away else "MLflow refuses the metrics"
-        if line != self._printed:
-            echo(f"{line}: {reason_of(error).rstrip('.')}; training goes on, they are kept and will be sent later")
-        self._printed = line
-
-    def over(self) -> None:
-        if self._printed:
-            echo("MLflow takes the metrics again; those that were kept have been sent")
-        self._next, self._printed, self.away = -math.inf, None, False
-
-
 def _refused(error: Exception) -> bool:
     """Whether the store refused a valid request, for example because the run was deleted."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0  # type: ignore[no-untyped-call]
     return 400 <= status < 500 and status not in (408, 429)  # timeout and too many requests are temporary
-
-
-def _metric(entry: Sequence[object]) -> "mlflow.entities.Metric":
-    """The metric of an entry of ``Run.pending``."""
-    try:
-        name, value, timestamp, step = entry
-        return mlflow.entities.Metric(str(name), float(str(value)), int(str(timestamp)), int(str(step)))
-    except (TypeError, ValueError):
-        raise TrackingError(f"a kept metric must be a name, a value, a time in ms and a step, got {entry}") from None
 
 
 def machine_user() -> str:

@@ -19,16 +19,18 @@ from toolkit.registry.bundles import download, download_cached
 from toolkit.tracking.connection import MlflowClient, connect
 
 NUMBERS = itertools.count()
-Logged = tuple[MlflowClient, str, str]
 
 
-@pytest.fixture(params=["database", "server"])
-def logged(request, log_colour_run):
+def log_bundle(client, log, **more):
     """A client, where a bundle is, and its digest."""
-    client = connect(request.getfixturevalue("mlflow_server") if request.param == "server" else "sqlite:///mlflow.db")
-    run = client.get_run(log_colour_run(client, f"fetching {next(NUMBERS)}"))
+    run = client.get_run(log(client, f"fetching {next(NUMBERS)}", **more))
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     return client, model.artifact_location, run.data.tags[DIGEST_TAG]
+
+
+@pytest.fixture
+def logged(store, log_colour_run):
+    return log_bundle(store, log_colour_run)
 
 
 def forget(client, location, name=""):
@@ -74,6 +76,12 @@ def pass_on(handler, content, status=200, length=None):
     handler.wfile.write(content)
 
 
+def fetch(client, location, digest):
+    """A bundle by way of the cache."""
+    with download_cached(client, location, digest, Path("cache")) as folder:
+        return folder
+
+
 def test_a_downloaded_copy_is_intact_and_removed_afterwards(logged):
     client, location, digest = logged
     with download(client, location) as folder:
@@ -83,23 +91,20 @@ def test_a_downloaded_copy_is_intact_and_removed_afterwards(logged):
 
 def test_the_cache_replaces_the_store_and_detects_alterations(logged):
     client, location, digest = logged
-    cache = Path("kept") / "bundles"
-    with download_cached(client, location, digest, cache) as folder:
-        assert folder == cache / digest
-        assert digest_of(folder) == digest
+    folder = fetch(client, location, digest)
+    assert folder == Path("cache", digest)
+    assert digest_of(folder) == digest
     (folder / PROGRAM).write_bytes(b"altered")
-    with download_cached(client, location, digest, cache) as folder:
-        assert digest_of(folder) == digest
+    assert digest_of(fetch(client, location, digest)) == digest
     forget(client, location)
-    with download_cached(client, location, digest, cache) as folder:
-        assert digest_of(folder) == digest
-    assert [path.name for path in cache.iterdir()] == [digest]
+    assert digest_of(fetch(client, location, digest)) == digest
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_bundle_with_another_digest_is_not_cached(logged):
     client, location, _ = logged
-    with pytest.raises(BundleError, match="altered"), download_cached(client, location, "0" * 64, Path("cache")):
-        pass
+    with pytest.raises(BundleError, match="altered"):
+        fetch(client, location, "0" * 64)
     assert list(Path("cache").iterdir()) == []
 
 
@@ -122,10 +127,7 @@ def test_a_missing_bundle_differs_from_an_unreachable_store(logged):
 @pytest.fixture(scope="module")
 def kept(mlflow_server, log_colour_run, tmp_path_factory):
     """A bundle on a server that no test alters."""
-    client = connect(mlflow_server)
-    run = client.get_run(log_colour_run(client, "fetching", folder=tmp_path_factory.mktemp("kept")))
-    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
-    return client, model.artifact_location, run.data.tags[DIGEST_TAG]
+    return log_bundle(connect(mlflow_server), log_colour_run, folder=tmp_path_factory.mktemp("kept"))
 
 
 @pytest.mark.parametrize(
@@ -142,11 +144,8 @@ def test_a_failing_download_is_a_tracking_error(kept, spoil, reason, monkeypatch
     monkeypatch.setattr(bundles, "FILE_SECONDS", 2)
     client, location, digest = kept
     with relay(client.tracking_uri, spoil) as url:
-        with (
-            pytest.raises(TrackingError) as caught,
-            download_cached(MlflowClient(url), location, digest, Path("cache")),
-        ):
-            pass
+        with pytest.raises(TrackingError) as caught:
+            fetch(MlflowClient(url), location, digest)
         assert str(caught.value) == f"cannot fetch the bundle from {location}: {reason}"
     assert list(Path("cache").iterdir()) == []
 
@@ -156,11 +155,7 @@ def test_half_a_file_is_detected(kept):
     with relay(client.tracking_uri, lambda handler, content: pass_on(handler, content[: len(content) // 2])) as url:
         with download(MlflowClient(url), location) as folder, pytest.raises(BundleError, match="altered"):
             verify_bundle(folder, digest)
-        with (
-            pytest.raises(BundleError, match="altered"),
-            download_cached(MlflowClient(url), location, digest, Path("cache")),
-        ):
-            pass
+        with pytest.raises(BundleError, match="altered"):
+            fetch(MlflowClient(url), location, digest)
     assert list(Path("cache").iterdir()) == []
-    with download_cached(client, location, digest, Path("cache")) as folder:
-        assert verify_bundle(folder, digest)
+    assert verify_bundle(fetch(client, location, digest), digest)

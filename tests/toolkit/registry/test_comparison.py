@@ -32,15 +32,10 @@ def candidate(number, images, card=None, **metrics):
 
 def test_one_row_a_version_compared_with_the_first():
     card = colour_card()
-    other = card.model_copy(
-        update={
-            "settings": {"learning_rate": 0.01, "epochs": 5},
-            "data": {**card.data, "fingerprint": "other"},
-        }
-    )
-    table = comparison_frame(
-        [candidate(4, baseline("11110"), mean_cv_accuracy=0.8), candidate(2, baseline("01111"), other)]
-    )
+    settings, data = {"learning_rate": 0.01, "epochs": 5}, {**card.data, "fingerprint": "other"}
+    other = card.model_copy(update={"settings": settings, "data": data})
+    first = candidate(4, baseline("11110"), mean_cv_accuracy=0.8)
+    table = comparison_frame([first, candidate(2, baseline("01111"), other)])
     assert list(table.index) == [4, 2]
     first, second = table.loc[4], table.loc[2]
     assert (first.accuracy, first.images, first.shared_accuracy, first.size_mb) == (0.8, 5, 0.8, 6.0)

@@ -16,15 +16,7 @@ from toolkit.registry.versions import Version
 CLASSES = ("cat", "dog", "owl")
 
 
-def candidate(
-    number,
-    right,
-    labels=None,
-    classes=CLASSES,
-    first=0,
-    latency=None,
-    confidence=1.0,
-):
+def candidate(number, right, labels=None, classes=CLASSES, first=0, latency=None, confidence=1.0):
     """A version that is right where ``right`` is true; its images number from ``first``."""
     truth = np.arange(len(right)) % len(classes) if labels is None else labels
     answers = np.where(right, truth, (truth + 1) % len(classes))
@@ -81,19 +73,14 @@ def test_a_worse_class_is_detected_despite_a_higher_accuracy():
 
 
 def test_holm_corrects_for_the_number_of_classes():
-    seven = PairedCounts(lost=7)  # p = 2 / 2**7 = 0.0156
-    assert worse_classes(PairedComparison({"a": seven})) == ["a"]
-    assert worse_classes(PairedComparison({"a": seven, "b": PairedCounts(both=9), "c": PairedCounts(both=9)})) == [
-        "a"
-    ]  # below 0.05 / 3
-    assert (
-        worse_classes(PairedComparison({"a": seven, **{name: PairedCounts(both=9) for name in "bcd"}})) == []
-    )  # not below 0.05 / 4
-    assert worse_classes(
-        PairedComparison(
-            {"a": seven, "b": PairedCounts(gained=30), "c": PairedCounts(both=9), "d": PairedCounts(both=9)}
-        )
-    ) == ["a"]
+    seven, equal, better = PairedCounts(lost=7), PairedCounts(both=9), PairedCounts(gained=30)  # p = 2 / 2**7 = 0.0156
+
+    def worse(*others):
+        return worse_classes(PairedComparison(dict(zip("abcd", (seven, *others), strict=False))))
+
+    assert worse() == worse(equal, equal) == ["a"]  # below 0.05 / 3
+    assert worse(equal, equal, equal) == []  # not below 0.05 / 4
+    assert worse(better, equal, equal) == ["a"]
 
 
 def test_an_equal_version_is_rarely_refused():
@@ -119,10 +106,7 @@ def test_no_shared_image_is_refused():
     result = check_promotion(candidate(2, np.ones(30, bool), first=100), candidate(1, np.ones(30, bool)))
     assert result.summary == "not compared with v1"
     (objection,) = result.objections
-    assert objection == (
-        "it shares no held-out image with v1, so they cannot be compared; name a folder of labelled images to run both"
-        " on"
-    )
+    assert objection.startswith("it shares no held-out image with v1, so they cannot be compared; name a folder of ")
 
 
 def test_remarks_refuse_nothing():
@@ -135,8 +119,5 @@ def test_remarks_refuse_nothing():
     assert result.remarks == ("less well calibrated: error 0.1 against 0", "slower: 12 ms an image against 8")
     decoder = candidate(2, right)
     decoder = replace(decoder, card=decoder.card.model_copy(update={"decoder": "0 (pillow 9)"}))
-    assert (
-        check_promotion(decoder, candidate(1, right))
-        .remarks[0]
-        .startswith("measured with decoder 0 (pillow 9), v1 with 2 (")
-    )
+    (remark,) = check_promotion(decoder, candidate(1, right)).remarks
+    assert remark.startswith("measured with decoder 0 (pillow 9), v1 with 2 (")

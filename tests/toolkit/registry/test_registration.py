@@ -1,24 +1,21 @@
-"""The bundle of a version that another tool registered; how it is adopted is in tests/test_model_registry.py."""
+"""The bundle of a version that another tool registered; tests/model_registry has how it is adopted."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from support.servers import empty_store
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.registry.registration import recognised
 from toolkit.registry.versions import Version
-from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
 
 FOREIGN = Version("cats", 1, "None", "", "", "", datetime(2026, 5, 1, tzinfo=UTC))
 
 
 @pytest.fixture
-def client(tmp_path):
-    (tmp_path / "mlflow.db").write_bytes(empty_store())
-    return connect(f"sqlite:///{tmp_path}/mlflow.db")
+def client(database):
+    return database
 
 
 def test_a_version_with_a_digest_needs_no_request(client):

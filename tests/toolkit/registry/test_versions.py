@@ -78,9 +78,8 @@ def test_a_version_as_json():
 
 def test_versions_are_read_in_pages_newest_first(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "VERSIONS_A_PAGE", 2)
-    store = tmp_path / "mlflow.db"
-    store.write_bytes(empty_store())
-    client = connect(f"sqlite:///{store}")
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
+    client = connect()
     client.create_registered_model("cats")
     for _ in range(5):
         client.create_model_version("cats", str(tmp_path))

@@ -1,11 +1,11 @@
 """MLflow set up in one place: stores that answer or not, first starts, time limits, experiments."""
 
+import importlib
 import json
 import multiprocessing
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -184,10 +184,7 @@ def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(tmp_path, capsys
 @pytest.mark.parametrize(
     ("spoilt", "reason"),
     [
-        (
-            "UPDATE alembic_version SET version_num = 'ffff'",
-            "the database was made by a newer MLflow than the one that",
-        ),
+        ("UPDATE alembic_version SET version_num = 'ffff'", "the database was made by a newer MLflow than the one "),
         ("CREATE TABLE logged_models (id)", "(sqlite3.OperationalError) table logged_models already exists"),
     ],
 )
@@ -247,14 +244,20 @@ def test_what_the_user_has_set_stays_within_short_timeouts(monkeypatch, retries,
     assert limits() == (retries, timeout)
 
 
-def test_settings_of_mlflow_respect_the_users_variables(tmp_path):
-    code = (
-        "import os; os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'] = '77'; import toolkit.tracking.connection;"
-        "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ['MLFLOW_ALLOW_PICKLE_DESERIALIZATION'],"
-        " os.environ['MLFLOW_DISABLE_TELEMETRY'])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
-    assert answer.stdout.split() == ["77", "false", "true"]
+def test_settings_of_mlflow_respect_the_users_variables(monkeypatch):
+    names = (TIMEOUT, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "MLFLOW_DISABLE_TELEMETRY")
+    for name in names[1:]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(TIMEOUT, "77")
+
+    def import_again():
+        del sys.modules["toolkit.tracking.connection"]
+        importlib.import_module("toolkit.tracking.connection")
+        assert [os.environ[name] for name in names] == ["77", "false", "true"]
+
+    process = in_another_process(import_again)
+    process.join()
+    assert process.exitcode == 0
 
 
 # --- experiments ------------------------------------------------------------------------------------

@@ -79,10 +79,7 @@ def test_an_error_of_the_database_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (
-            "(sqlite3.OperationalError) database is locked\n[SQL: INSERT ...]",
-            "the database is locked by another program",
-        ),
+        ("(sqlite3.OperationalError) database is locked\n[SQL: ...]", "the database is locked by another program"),
         ("attempt to write a readonly database", "the database file cannot be written"),
         ("(sqlite3.OperationalError) database or disk is full", "the disk is full"),
         ("[Errno 28] No space left on device: '/mlruns/1'", "the disk is full"),

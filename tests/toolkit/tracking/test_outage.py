@@ -13,6 +13,7 @@ from contextlib import closing
 
 import pytest
 
+from support import MAX_WAIT_S
 from support.http_server import fake_server
 from support.mlflow_stores import Clock, file_of, start_run
 from support.servers import MlflowServer
@@ -116,7 +117,7 @@ def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store,
         run.client = MlflowClient(f"http://127.0.0.1:{listener.getsockname()[1]}")
         began = time.monotonic()
         assert [run.try_flush() for _ in range(5)] == [False] * 5
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < MAX_WAIT_S / 10
         assert callers(listener) == 1
         clock.now += RETRY_SECONDS - 1
         assert not run.try_flush()
@@ -211,11 +212,10 @@ def test_a_database_that_another_program_holds_is_not_waited_for_long(own_store,
     clock = Clock()
     run = start_run(own_store, clock=clock)
     run.metrics({"loss": 0.5})
-    with closing(sqlite3.connect(file_of(own_store))) as other:
+    with closing(sqlite3.connect(file_of(own_store))) as other, monkeypatch.context() as patch:
         other.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
+        patch.setattr(MlflowClient, "log_batch", lambda *_, **__: pytest.fail("MLflow alone would wait for 20 s"))
         assert not run.try_flush()
-        assert time.monotonic() - began < 20  # MLflow alone would wait for 20
     clock.now += RETRY_SECONDS
     assert run.try_flush()
     assert capsys.readouterr().out.splitlines() == [GONE.format("the database is locked by another program"), BACK]
