@@ -81,17 +81,13 @@ def logging(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
             for row in rows:
                 monitor.log_prediction(row)
 
-        def settle() -> None:
-            monitor.flush()
-
-        runs = {"ours": log, "wait": settle, "a plain insert into SQLite": insert}
+        runs: dict[str, Run] = {"ours": log, "wait": monitor.flush, "a plain insert into SQLite": insert}
         own, wall = medians(runs, repeats, time.thread_time), medians(runs, repeats)
         database.close()
         rate = _rate(monitor, stream)
     worked, handed, settled = _at_once(baseline, stream)
-    cells = [
-        [name, f"{own[name] / CALLS * 1e6:.1f}", f"{wall[name] / CALLS * 1e6:.1f}"] for name in runs if name != "wait"
-    ]
+    micro = 1e6 / CALLS
+    cells = [[name, f"{own[name] * micro:.1f}", f"{wall[name] * micro:.1f}"] for name in runs if name != "wait"]
     cells[0].append(f"{rate:,.0f}")
     cells[1].append(f"{CALLS / wall['a plain insert into SQLite']:,.0f}")
     cell = f"{handed:,.0f}; {settled:,.0f} until they were evaluated too"
@@ -142,6 +138,11 @@ def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     confidence, classes = np.sort(baseline.confidence), np.bincount(baseline.predicted, minlength=len(baseline.classes))
     columns = np.sort(baseline.probabilities.astype(np.float64), axis=0)
     times: dict[int, dict[str, float]] = {}
+
+    def by_scipy(window: Predictions) -> None:
+        watchers.plain_tests(window, confidence, classes)
+        watchers.bbsds(window, columns)
+
     for n in (FEW, MANY):
         window = stream.last(n)
         table = watchers.as_frame(window.probabilities)
@@ -149,10 +150,11 @@ def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
             tempfile.TemporaryDirectory() as folder,
             ModelMonitor(f"{folder}/a.db", baseline, config=WITHOUT_NOTIFIERS) as monitor,
         ):
-            _fill(monitor, window)
+            monitor.log_predictions(window.probabilities)
+            monitor.flush()
             runs: dict[str, Run] = {
                 "ours": partial(monitor.detect_drift, "long"),
-                "scipy, the same tests": partial(_by_scipy, window, confidence, classes, columns),
+                "scipy, the same tests": partial(by_scipy, window),
                 "NannyML": partial(chunks, table),
                 "Evidently": partial(watchers.evidently_report, table, frame),
             }
@@ -164,16 +166,6 @@ def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     ]
     claims = {f"ms for a report of {n:,}": (1e3 * row["ours"], 1.0, "lower") for n, row in times.items()}
     return Cost(headings, cells, claims)
-
-
-def _by_scipy(window: Predictions, confidence: Array, classes: Array, columns: Array) -> None:
-    watchers.plain_tests(window, confidence, classes)
-    watchers.bbsds(window, columns)
-
-
-def _fill(monitor: ModelMonitor, window: Predictions) -> None:
-    monitor.log_predictions(window.probabilities)
-    monitor.flush()
 
 
 def _of_counts(baseline: Baseline, stream: Predictions, repeats: int) -> float:
@@ -190,23 +182,23 @@ def memory(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """Memory that a version needs with full windows."""
     del repeats  # the same each time
     held: dict[str, float] = {}
+
+    def read(name: str) -> None:
+        held[name] = tracemalloc.get_traced_memory()[0] / 1e6 - sum(held.values())
+
     tracemalloc.start()
     reference = ReferenceBins(baseline.classes, baseline)
-    held["bins and the reference in them"] = _megabytes()
+    read("bins and the reference in them")
     rolling = RollingWindows(reference)
     rolling.add(stream.last(20_000))
-    held["windows of 1,000, 10,000 and all"] = _megabytes() - sum(held.values())
+    read("windows of 1,000, 10,000 and all")
     detectors = DetectorSet(baseline, 1.0)
-    held["three alarms"] = _megabytes() - sum(held.values())
+    read("three alarms")
     tracemalloc.stop()
     del rolling, detectors
     whole = sum(held.values())
     cells = [[name, f"{size:.2f}"] for name, size in [*held.items(), ("together", whole)]]
     return Cost(["memory of a version's monitoring", "MB"], cells, {"MB of counted state": (whole, 2.0, "lower")})
-
-
-def _megabytes() -> float:
-    return tracemalloc.get_traced_memory()[0] / 1e6
 
 
 def imports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:

@@ -139,15 +139,8 @@ def as_window(classes: tuple[str, ...], answers: Answers, labels: NDArray[np.int
     """Answers in order as the monitor's columns."""
     confidence = answers.max(axis=1).astype(np.float32)
     order = np.arange(len(answers), dtype=np.int64)
-    return Predictions(
-        classes,
-        order.astype(np.float64),
-        answers.argmax(axis=1),
-        confidence,
-        labels,
-        probabilities=answers,
-        sequence=order,
-    )
+    predicted, times = answers.argmax(axis=1), order.astype(np.float64)
+    return Predictions(classes, times, predicted, confidence, labels, probabilities=answers, sequence=order)
 
 
 def train_and_answer(scratch: Path, most: int, data: Path | None = None) -> UnseenImages:
@@ -173,9 +166,8 @@ def train_and_answer(scratch: Path, most: int, data: Path | None = None) -> Unse
     side = max(32, pixels.shape[1])
     bundle = trained(scratch, side, EPOCHS if training > FEW else FEW_EPOCHS)
     rest = slice(testing, testing + most)
-    answers = {
-        name: answered(bundle, pixels[rest], change, side) for name, change in {"clean": _same, **_images()}.items()
-    }
+    changes = {"clean": lambda images: images, **_images()}
+    answers = {name: answered(bundle, pixels[rest], change, side) for name, change in changes.items()}
     right = float((answers["clean"].argmax(axis=1) == labels[rest]).mean())
     name = f"{images.name}, {training:,} training images, {right:.1%} right of {len(labels[rest]):,} unseen ones"
     return UnseenImages(name, bundle.card.classes, labels[rest], answers)
@@ -184,13 +176,12 @@ def train_and_answer(scratch: Path, most: int, data: Path | None = None) -> Unse
 def write_idx(folder: Path, part: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     """Images (N, H, W) and labels in the format of MNIST."""
     folder.mkdir(exist_ok=True)
-    files: dict[str, tuple[int, NDArray[Any]]] = {
-        f"{part}-images-idx3-ubyte": (IMAGES_MAGIC, pixels),
-        f"{part}-labels-idx1-ubyte": (LABELS_MAGIC, labels),
-    }
-    for name, (magic, array) in files.items():
+    files: list[tuple[str, int, NDArray[Any]]] = [
+        ("images-idx3-ubyte", IMAGES_MAGIC, pixels), ("labels-idx1-ubyte", LABELS_MAGIC, labels)
+    ]  # fmt: skip
+    for name, magic, array in files:
         head = np.array([magic, *array.shape], ">i4").tobytes()
-        (folder / name).write_bytes(head + array.astype(np.uint8).tobytes())
+        (folder / f"{part}-{name}").write_bytes(head + array.astype(np.uint8).tobytes())
 
 
 def trained(scratch: Path, side: int, epochs: int) -> Bundle:
@@ -232,10 +223,6 @@ def _images() -> dict[str, Image]:
     }
 
 
-def _same(images: Tensor) -> Tensor:
-    return images
-
-
 def _noisy(deviation: float, images: Tensor) -> Tensor:
     return images + deviation * torch.randn_like(images)
 
@@ -255,9 +242,8 @@ def _moved(most: tuple[float, float, float], images: Tensor) -> Tensor:
     degrees, shift, zoom = most
     angle, across, along, size = (torch.rand(4, len(images)) * 2 - 1).unbind()
     angle, size = angle * math.radians(degrees), 1 + size * zoom
-    turn = (
-        torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2) * size[:, None, None]
-    )
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1) * size[:, None]
+    turn = turn.view(-1, 2, 2)
     move = 2 * shift * torch.stack([across, along], dim=1)[:, :, None]  # the side of an image is 2
     grid = F.affine_grid(torch.cat([turn, move], dim=2), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)

@@ -32,13 +32,14 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from multiprocessing.connection import Connection
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
-from benchmarks.images import draw, listed  # noqa: E402
+from benchmarks.images import draw, link, listed  # noqa: E402
 from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.cli.terminal import echo, table  # noqa: E402
@@ -463,10 +464,8 @@ def _loaders(task: TrainingTask) -> "tuple[DataLoader[Any], DataLoader[Any]]":
     tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     changes = [v2.RandomResizedCrop(task.size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.1, 0.1, 0.1), *tensor]
     square = [v2.Resize(task.size), v2.CenterCrop(task.size), *tensor]
-    training, validation = (
-        ImageFolder(task.album.folder / part, v2.Compose(steps))
-        for part, steps in (("train", changes), ("val", square))
-    )
+    training = ImageFolder(task.album.folder / "train", v2.Compose(changes))
+    validation = ImageFolder(task.album.folder / "val", v2.Compose(square))
     return (
         DataLoader(training, task.batch, shuffle=True, num_workers=WORKERS),
         DataLoader(validation, task.batch, num_workers=WORKERS),
@@ -482,20 +481,17 @@ def _accuracy(network: nn.Module, loader: "DataLoader[Any]") -> float:
 
 def lay_out(files: Sequence[Path], folder: Path) -> Album:
     """Divide images into train/, val/ and test/ by links, so that all sides train and validate on the same."""
-    classes: dict[str, list[Path]] = defaultdict(list)
+    classes, parts = Counter[str](), defaultdict[str, list[Path]](list)
     for file in files:
-        classes[file.parent.name].append(file)
-    training = 0
-    for name, members in classes.items():
-        if len(members) < MIN_PER_CLASS:
-            raise DataError(f"class {name!r} has {len(members)} images; at least {MIN_PER_CLASS} are needed")
-        for number, file in enumerate(members):
-            part = "val" if number % 20 in VALIDATED else "test" if number % 20 in TESTED else "train"
-            link = folder / part / name / f"{number:05}{file.suffix.lower()}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(file.resolve())
-            training += part == "train"
-    return Album(folder, len(classes), training, len(files))
+        number = classes[file.parent.name] % 20
+        classes[file.parent.name] += 1
+        parts["val" if number in VALIDATED else "test" if number in TESTED else "train"].append(file)
+    name, fewest = min(classes.items(), key=itemgetter(1))
+    if fewest < MIN_PER_CLASS:
+        raise DataError(f"class {name!r} has {fewest} images; at least {MIN_PER_CLASS} are needed")
+    for part, members in parts.items():
+        link(members, folder / part)
+    return Album(folder, len(classes), len(parts["train"]), len(files))
 
 
 def doubled(album: Album) -> Album:

@@ -140,7 +140,10 @@ class JobResult(NamedTuple):
     @property
     def plains_best(self) -> Trial:
         """The contestant that the others are compared with."""
-        return max((trial for trial in self.searches[PLAIN] if trial.state == "complete"), key=_accuracy)
+        return max(
+            (trial for trial in self.searches[PLAIN] if trial.state == "complete"),
+            key=lambda trial: trial.mean_accuracy,
+        )
 
     @property
     def error(self) -> float:
@@ -338,12 +341,8 @@ def _audit(results: Sequence[JobResult]) -> str:
 
 def _so_far(trials: Sequence[Trial]) -> list[float]:
     """The best mean accuracy of all complete trials, after each trial; minus infinity before the first."""
-    means = (_accuracy(trial) if trial.state == "complete" else -math.inf for trial in trials)
+    means = (trial.mean_accuracy if trial.state == "complete" else -math.inf for trial in trials)
     return list(accumulate(means, max))
-
-
-def _accuracy(trial: Trial) -> float:
-    return trial.mean_accuracy
 
 
 def _median(values: Iterable[float]) -> float:

@@ -201,7 +201,9 @@ def by_answers(baseline: Baseline, per_million: float) -> dict[str, ByAnswers]:
     """Detectors of changed answers without labels; those with a budget of false alarms get this one."""
     confidence = np.sort(baseline.confidence)
     return {
-        OURS: lambda window: _ours(DetectorSet(baseline, per_million), window),
+        OURS: lambda window: iter(
+            sorted(found.alarm.index for found in DetectorSet(baseline, per_million).update(window))
+        ),
         "KS of each 1,000": partial(_tumbling, confidence, per_million),
         "ADWIN": lambda window: _river(drift.ADWIN(), window.confidence),
         "KSWIN": lambda window: _river(drift.KSWIN(seed=0), window.confidence),
@@ -216,10 +218,6 @@ def repeated_tests(baseline: Baseline, window: Predictions, size: int = 1_000, s
     for end in range(size, window.n + 1, step):
         if min(plain_tests(window.slice(end - size, end), confidence, classes)) < ALPHA:
             yield end - 1
-
-
-def _ours(detectors: DetectorSet, window: Predictions) -> Iterator[int]:
-    yield from sorted(found.alarm.index for found in detectors.update(window))
 
 
 def _river(detector: Any, values: NDArray[Any]) -> Iterator[int]:

@@ -16,7 +16,7 @@ from toolkit.registry.stages import Stages
 from toolkit.registry.versions import ALIASES
 from toolkit.tracking.connection import connect
 
-ROUNDS = int(os.environ.get("PROMOTIONS", "20"))
+ROUNDS = int(os.environ.get("PROMOTIONS", "10"))
 PROMOTER = """
 import os, signal, sqlite3, sys, time
 from pathlib import Path
@@ -98,10 +98,6 @@ def promoter(started, store, tmp_path):
     return start
 
 
-def versions_of(client, model):
-    return Stages(client, model).versions()
-
-
 def assert_whole(versions):
     """One is in Production, and aliases, tags, MLflow's stages and the histories say so; which one."""
     for version in versions:
@@ -130,7 +126,7 @@ def test_concurrent_promotions_leave_one_production(client, promoter, tmp_path):
         (tmp_path / f"go-{turn}").touch()
         for racer in racers:
             racer.wait_for(f"{turn}: ")
-        versions = versions_of(client, model)
+        versions = Stages(client, model).versions()
         winners.append(assert_whole(versions).version)
         first = next(version for version in versions if version.version == 1)
         assert first.stage == "Archived"
@@ -142,13 +138,7 @@ def test_concurrent_promotions_leave_one_production(client, promoter, tmp_path):
 
 
 @pytest.mark.timeout(300)
-def test_a_promotion_killed_at_any_write_is_repaired(
-    client,
-    store,
-    promoter,
-    tmp_path,
-    log_colour_run,
-):
+def test_a_promotion_killed_at_any_write_is_repaired(client, store, promoter, tmp_path, log_colour_run):
     """The first writes are those of the promotion itself: before each, kill -9."""
     (tmp_path / "go-0").touch()
     for number, accuracy in enumerate((0.8, 0.9)):
@@ -164,8 +154,7 @@ def test_a_promotion_killed_at_any_write_is_repaired(
             break
         assert ended.status == -signal.SIGKILL, ended.err
         assert registry.get("Production").version in (1, 2)
-        with_a_look = registry.transition_model_stage(2, "Production")  # the next call repairs
-        assert with_a_look.stage == "Production"
+        assert registry.transition_model_stage(2, "Production").stage == "Production"  # the next call repairs
         assert assert_whole(registry.list_versions()).version == 2
         assert registry.rollback().version == 1
     assert writes >= 5

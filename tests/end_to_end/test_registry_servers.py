@@ -1,7 +1,5 @@
 """The registry on a server with authentication: a user with write access, one with read access, unknown users."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import requests
@@ -14,7 +12,6 @@ from toolkit.errors import TrackingError
 from toolkit.tracking.connection import connect
 from toolkit.tracking.run import Run
 
-Log = Callable[..., str]
 USER, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 LOCKED_OUT = f"user or password is wrong or missing; set {USER} and {PASSWORD}"
 
@@ -45,13 +42,8 @@ def server(tmp_path_factory):
         guarded.start()
         for user in ("anna", "bert"):
             account = {"username": user, "password": f"the password of {user}"}
-            answer = requests.post(
-                f"{guarded.url}/api/2.0/mlflow/users/create",
-                json=account,
-                auth=("admin", "the password of admin"),
-                timeout=MAX_WAIT_S,
-            )
-            answer.raise_for_status()
+            admin, url = ("admin", "the password of admin"), f"{guarded.url}/api/2.0/mlflow/users/create"
+            requests.post(url, json=account, auth=admin, timeout=MAX_WAIT_S).raise_for_status()
         yield guarded.url
     finally:
         guarded.kill()
@@ -65,9 +57,8 @@ def annas(server, tmp_path_factory, log_colour_run):
         be(patch, "anna")
         client, registry = connect(server), ModelRegistry(server)
         for accuracy in (0.8, 0.9):
-            log_colour_run(
-                client, "hyperopt_tuning", role="study", metrics={"mean_cv_accuracy": accuracy}, folder=folder
-            )
+            metrics = {"mean_cv_accuracy": accuracy}
+            log_colour_run(client, "hyperopt_tuning", role="study", metrics=metrics, folder=folder)
             version = registry.register_best_model()
             if version == 1:
                 registry.transition_model_stage(version, "Production", reason="the first")
@@ -83,15 +74,8 @@ def test_the_life_of_a_model_on_a_guarded_server(annas, monkeypatch):
     assert registry.rollback("only a test").version == 1
     table = registry.history()
     assert set(table["user"]) == {"anna"}
-    assert [(row["version"], row["to"]) for _, row in table.iterrows()] == [
-        (1, "None"),
-        (1, "Production"),
-        (2, "None"),
-        (2, "Production"),
-        (1, "Archived"),
-        (1, "Production"),
-        (2, "Archived"),
-    ]
+    assert table["version"].tolist() == [1, 1, 2, 2, 1, 1, 2]
+    assert table["to"].tolist() == ["None", "Production", "None", "Production", "Archived", "Production", "Archived"]
 
 
 def test_a_user_with_read_access_changes_nothing(annas, monkeypatch, log_colour_run):

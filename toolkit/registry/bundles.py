@@ -57,14 +57,7 @@ def load_version(client: MlflowClient, version: Version, cache: Path | None = No
 def download(client: MlflowClient, location: str) -> Iterator[Path]:
     """The bundle at an artifact location as a folder; a downloaded copy is removed afterwards.
 
-    Files on this machine are used in place.
-
-    Raises
-    ------
-    BundleError
-        The store has no files at the location.
-    TrackingError
-        The store does not answer, breaks off or refuses.
+    Files on this machine are used in place. ``BundleError``: the store has no files at the location.
     """
     with tempfile.TemporaryDirectory(prefix="bundle-") as scratch:
         local = urlparse(location).scheme in ("", "file")

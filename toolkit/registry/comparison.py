@@ -22,28 +22,14 @@ AGAINST_FIRST = ("difference", "difference_low", "difference_high", "gained", "l
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version with its measurements.
-
-    Parameters
-    ----------
-    version, card
-        The registered version, and the card of its bundle.
-    baseline
-        Its results on the images of the comparison.
-    size
-        Size of its bundle in bytes.
-    latency_ms
-        Milliseconds for one image, measured in turn with the others; None: not measured.
-    held_out
-        Its results on all images that it held out, where the comparison is on some of them.
-    """
+    """A version with its measurements."""
 
     version: Version
     card: Card
-    baseline: Baseline
-    size: int
-    latency_ms: float | None = None
-    held_out: Baseline | None = None
+    baseline: Baseline  # its results on the images of the comparison
+    size: int  # bytes of its bundle
+    latency_ms: float | None = None  # for one image, measured in turn with the others; None: not measured
+    held_out: Baseline | None = None  # its results on all images that it held out, where the comparison is on some
 
 
 def measured(models: Sequence[LoadedModel], data: Path | None) -> list[Candidate]:

@@ -21,16 +21,7 @@ def measure_latencies(
 
     The latencies are of torch in float32 on this machine, for comparison with each other only: a service
     may run the same program several times as fast. The programs take turns, one image each a round, so
-    that other load on the machine slows all of them alike.
-
-    Parameters
-    ----------
-    bundles
-        Bundles with the programs; each gets noise of its own image size, as a batch of one.
-    repetitions
-        Rounds that count, at least 1.
-    clock
-        Gives the time in seconds.
+    that other load on the machine slows all of them alike. Each gets noise of its own image size.
     """
     generator = np.random.default_rng(SEED)
     sides = [bundle.card.image_size for bundle in bundles]

@@ -23,19 +23,11 @@ Outcomes = dict[tuple[str, str], bool]  # by content hash and true class: whethe
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Agreement of two versions on a number of images.
-
-    Parameters
-    ----------
-    both, neither
-        Images that both, and that none of them classified correctly.
-    lost, gained
-        Images that only the first, and only the second, classified correctly.
-    """
+    """Agreement of two versions: numbers of images by which of the two classified them correctly."""
 
     both: int = 0
-    lost: int = 0
-    gained: int = 0
+    lost: int = 0  # only the first
+    gained: int = 0  # only the second
     neither: int = 0
 
     @property

@@ -33,28 +33,14 @@ MAX_CLASSES = 5  # named in a message
 
 @dataclass(frozen=True)
 class GateResult:
-    """The result of the gate.
+    """The result of the gate."""
 
-    Parameters
-    ----------
-    version, against
-        Numbers of the challenger and the champion.
-    paired
-        Champion and challenger on the same images.
-    latency_ms
-        Milliseconds of champion and challenger for one image; None: not measured.
-    objections
-        Reasons to refuse the challenger; empty when it passes.
-    remarks
-        Other differences.
-    """
-
-    version: int
-    against: int
-    paired: PairedComparison
-    latency_ms: tuple[float | None, float | None]
-    objections: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    version: int  # of the challenger
+    against: int  # the version of the champion
+    paired: PairedComparison  # champion and challenger on the same images
+    latency_ms: tuple[float | None, float | None]  # of champion and challenger for one image; None: not measured
+    objections: tuple[str, ...] = ()  # reasons to refuse the challenger; empty when it passes
+    remarks: tuple[str, ...] = ()  # other differences
 
     @property
     def passed(self) -> bool:

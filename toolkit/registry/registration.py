@@ -41,25 +41,10 @@ ANOTHER_TOOL = "another tool"
 
 
 def register(client: MlflowClient, model: str, run: Any, metric: str | None, time: datetime) -> int:
-    """The version of a run, created unless there is one.
+    """The version of a run that has logged a bundle, created unless there is one.
 
-    Parameters
-    ----------
-    client
-        Client of the store.
-    model
-        Name of the registered model.
-    run
-        MLflow's run, known to have logged a bundle.
-    metric
-        The metric that the run was selected by; None: it was chosen by its id.
-    time
-        Time of the registration, UTC.
-
-    Raises
-    ------
-    BundleError
-        The run's bundle is missing or altered.
+    Without a metric, which the run was selected by, it was chosen by its id. ``BundleError``: the bundle is
+    missing or altered.
     """
     for number in _versions_of(client, model, run, ours=False):
         with suppress(BundleError):  # another tool registered something else, which is left as it is
@@ -138,16 +123,9 @@ def recognised(client: MlflowClient, version: Version) -> Version:
 
 
 def adopt(client: MlflowClient, version: Version) -> bool:
-    """Verify a version that another tool registered, and set the tags that ``register`` sets unless it has them.
+    """Verify a version that another tool registered and set the tags that ``register`` sets; whether they were missing.
 
-    Returns
-    -------
-    Whether tags were set.
-
-    Raises
-    ------
-    BundleError
-        The bundle is not intact; the message has the remedy.
+    ``BundleError``: the bundle is not intact; the message has the remedy.
     """
     if DIGEST_TAG in version.tags:
         return False

@@ -42,35 +42,17 @@ def stage_named(text: str) -> Stage:
 
 @dataclass(frozen=True)
 class Transition:
-    """A move of a version from one stage to another.
-
-    Parameters
-    ----------
-    version
-        Number of the version.
-    time
-        UTC, to the microsecond; unique among the transitions of a model.
-    source, target
-        The stages; the source of a registration is empty.
-    user, reason
-        The user's name on the server or machine, and the reason that was given.
-    rollback
-        Whether the version returned to Production by a rollback.
-    cancels
-        Key of an earlier transition that never took effect.
-    gate
-        Result of the comparison with the champion that it replaced.
-    """
+    """A move of a version from one stage to another."""
 
     version: int
-    time: datetime
-    source: str
+    time: datetime  # UTC, to the microsecond; unique among the transitions of a model
+    source: str  # a stage; empty for a registration
     target: Stage
-    user: str = ""
+    user: str = ""  # name on the server or machine
     reason: str = ""
-    rollback: bool = False
-    cancels: str = ""
-    gate: str = ""
+    rollback: bool = False  # whether the version returned to Production by a rollback
+    cancels: str = ""  # key of an earlier transition that never took effect
+    gate: str = ""  # result of the comparison with the champion that it replaced
 
     @property
     def key(self) -> str:
@@ -108,42 +90,23 @@ class Transition:
 class Version:
     """A registered model version.
 
-    Parameters
-    ----------
-    name, version
-        The registered model and the number.
-    stage
-        The stage by the aliases; for a version without one, by its tag.
-    run_id, model_id
-        The run that made it and MLflow's logged model with the bundle.
-    digest
-        Digest of the bundle, recorded at registration; for a version that another tool registered, the one that
-        its training recorded, or empty.
-    created
-        Time of registration, UTC.
-    aliases, tags, description
-        As MLflow has them, without the tags of transitions.
-    metrics
-        The metric that the run was selected by, and those of its card.
-    mlflow_stage
-        MLflow's own stage; None once MLflow has no stages any more.
-    transitions
-        The transitions, oldest first.
+    The digest of its bundle was recorded at registration; that of a version that another tool registered is the one
+    that its training recorded, or empty.
     """
 
-    name: str
+    name: str  # of the registered model
     version: int
-    stage: Stage
+    stage: Stage  # by the aliases; for a version without one, by its tag
     run_id: str
-    model_id: str
+    model_id: str  # of MLflow's logged model with the bundle
     digest: str
-    created: datetime
+    created: datetime  # time of registration, UTC
     aliases: tuple[str, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the one its run was selected by, and those of its card
     description: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    mlflow_stage: str | None = None
-    transitions: tuple[Transition, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)  # without those of transitions
+    mlflow_stage: str | None = None  # MLflow's own stage; None once MLflow has no stages any more
+    transitions: tuple[Transition, ...] = ()  # oldest first
 
     @property
     def history(self) -> tuple[Transition, ...]:

@@ -95,10 +95,7 @@ def test_a_folder_that_cannot_be_used(tmp_path, names, message):
         read_labelled(folder)
     assert str(caught.value).startswith(message.format(folder=folder))
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_is_no_folder(tmp_path):
-    fill(tmp_path, "cat.png")
+    (tmp_path / "cat.png").touch()
     with pytest.raises(DataError, match=r"cat\.png is a file; give a folder with one sub-folder of images a class$"):
         read_labelled(tmp_path / "cat.png")
 
@@ -208,11 +205,6 @@ def test_exact_duplicates_count_once_under_the_first_class(colour_folder, capsys
 # --- while it runs ------------------------------------------------------------------------------
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def many(folder, count):
     """As many different images of one colour, of 8 x 8 pixels."""
     fill(folder, "red/0.png", data=colour_image("red", size=8))
@@ -227,7 +219,8 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(tmp_path, monkeypatc
     labelled = many(tmp_path, 80)
     predict_all([bundle()], labelled)
     assert capsys.readouterr() == ("".join(f"evaluated {n} of 80 images\n" for n in (32, 64, 80)), "")
-    terminal = Terminal()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     predict_all([bundle()], labelled)
     assert "evaluating: " in terminal.getvalue()

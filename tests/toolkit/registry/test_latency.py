@@ -5,21 +5,12 @@ import pytest
 import torch
 
 from support.colours import ColourNetwork, colour_card
+from support.mlflow_stores import Clock
 from toolkit.bundle.baseline import Baseline
 from toolkit.bundle.program import Bundle, Program
 from toolkit.registry.latency import WARM_UP, at_most_threads, measure_latencies
 
 NOTHING = Baseline(("blue", "green", "red"), np.zeros((0, 3)), np.zeros(0))
-
-
-class Clock:
-    """A clock that advances on demand."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def __call__(self):
-        return self.seconds
 
 
 class Observed(torch.nn.Module):
@@ -30,7 +21,7 @@ class Observed(torch.nn.Module):
         self.name, self.clock, self.seconds, self.seen, self.calls = name, clock, seconds, seen, 0
 
     def forward(self, images):
-        self.clock.seconds += self.seconds(self.calls)
+        self.clock.now += self.seconds(self.calls)
         self.calls += 1
         self.seen.append((self.name, images.clone()))
         return torch.full((len(images), 3), 1 / 3)

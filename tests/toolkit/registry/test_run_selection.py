@@ -50,12 +50,12 @@ def test_a_loss_is_minimized_by_default(client, experiment):
     assert ranking(client, experiment, "val_loss", mode="max") == ["high", "middle", "low"]
 
 
-@pytest.mark.parametrize("mode", ["max", "min"])
-def test_nan_and_infinity_are_never_the_best(client, experiment, mode):
+def test_nan_and_infinity_are_never_the_best(client, experiment):
     for name, value in [("nan", math.nan), ("inf", math.inf), ("minus", -math.inf), ("number", 0.4)]:
         log_run(client, experiment, name, accuracy=value)
     log_run(client, experiment, "another metric", f1=0.9)
-    assert ranking(client, experiment, "accuracy", mode=mode) == ["number"]
+    for mode in ("max", "min"):
+        assert ranking(client, experiment, "accuracy", mode=mode) == ["number"]
 
 
 def test_only_finished_results_with_a_model_count(client, experiment):
@@ -70,23 +70,22 @@ def test_only_finished_results_with_a_model_count(client, experiment):
     assert ranking(client, experiment, "accuracy") == ["study", "final"]
 
 
-@pytest.mark.parametrize("mode", ["max", "min"])
-@pytest.mark.parametrize("page", [1, 3, 100])
-def test_the_ranking_is_exact_over_pages(client, experiment, monkeypatch, page, mode):
-    monkeypatch.setattr(run_selection, "PAGE_SIZE", page)
+def test_the_ranking_is_exact_over_pages(client, experiment, monkeypatch):
     values = [0.3, -3.5, 1e-05, 1e22, 0.1 + 0.2, 5e-324, 0.3, -1e-300, 0.0, 0.3]
     for number, value in enumerate(values):
         log_run(client, experiment, str(number), score=value)
-    way = 1 if mode == "min" else -1
-    expected = sorted(range(len(values)), key=lambda number: (way * values[number], -number))
-    assert ranking(client, experiment, "score", mode=mode) == [str(number) for number in expected]
+    for page, (mode, way) in itertools.product((1, 3, 100), (("min", 1), ("max", -1))):
+        monkeypatch.setattr(run_selection, "PAGE_SIZE", page)
+        expected = sorted(range(len(values)), key=lambda number: (way * values[number], -number))
+        assert ranking(client, experiment, "score", mode=mode) == [str(number) for number in expected]
 
 
-@pytest.mark.parametrize("metric", ["a b", "group/loss", "top:5", "f1-score", "v2.accuracy", "größe"])
-def test_every_metric_name_of_mlflow_can_be_ranked(client, experiment, metric):
+def test_every_metric_name_of_mlflow_can_be_ranked(client, experiment):
+    metrics = ["a b", "group/loss", "top:5", "f1-score", "v2.accuracy", "größe"]
     for name, value in [("good", 0.9), ("bad", 0.1)]:
-        log_run(client, experiment, name, **{metric: value})
-    assert ranking(client, experiment, metric, mode="max") == ["good", "bad"]
+        log_run(client, experiment, name, **dict.fromkeys(metrics, value))
+    for metric in metrics:
+        assert ranking(client, experiment, metric, mode="max") == ["good", "bad"]
 
 
 class CountingClient(MlflowClient):
@@ -122,21 +121,20 @@ def test_errors_are_one_sentence(client, experiment):
     log_run(client, experiment, "no model", digest="", accuracy=0.9)
     with pytest.raises(RegistryError, match=rf"'{experiment}' has no finished run that holds a model; let"):
         ranking(client, experiment, "accuracy")
-    log_run(client, experiment, "model", best_val_accuracy=0.9, mean_cv_accuracy=math.nan)
-    with pytest.raises(RegistryError, match=r"logged 'best_val_acc'; there are: best_val_accuracy, mean_cv_accuracy$"):
-        ranking(client, experiment, "best_val_acc")
-    with pytest.raises(RegistryError, match=r"logged 'x` DESC'; there are: "):
-        ranking(client, experiment, "x` DESC")
-    with pytest.raises(RegistryError, match=r"has a finite value of 'mean_cv_accuracy'"):
-        ranking(client, experiment, "mean_cv_accuracy")
-    log_run(client, experiment, "infinite", val_loss=math.inf)
-    with pytest.raises(RegistryError, match=r"has a finite value of 'val_loss'"):
-        ranking(client, experiment, "val_loss")
+    log_run(client, experiment, "model", best_val_accuracy=0.9, mean_cv_accuracy=math.nan, val_loss=math.inf)
+    for metric, message in {
+        "best_val_acc": r"logged 'best_val_acc'; there are: best_val_accuracy, mean_cv_accuracy, val_loss$",
+        "x` DESC": r"logged 'x` DESC'; there are: ",
+        "mean_cv_accuracy": r"has a finite value of 'mean_cv_accuracy'",
+        "val_loss": r"has a finite value of 'val_loss'",
+    }.items():
+        with pytest.raises(RegistryError, match=message):
+            ranking(client, experiment, metric)
 
 
-@pytest.mark.parametrize("metric", ["val_loss", "ERROR_rate", "training_time_s", "epoch_duration_s", "batch_ms_p95"])
-def test_metric_mode(metric):
-    assert metric_mode(metric) == "min"
+def test_metric_mode():
+    minimized = ("val_loss", "ERROR_rate", "training_time_s", "epoch_duration_s", "batch_ms_p95")
+    assert {metric_mode(metric) for metric in minimized} == {"min"}
 
 
 # --- when nothing, or one run, is named ---------------------------------------------------------

@@ -14,6 +14,7 @@ from contextlib import closing
 import alembic.command
 import pytest
 import sqlalchemy
+from mlflow.store.db import utils
 
 from support.http_server import fake_server, reply
 from support.mlflow_stores import start_run
@@ -144,7 +145,7 @@ def test_a_killed_first_start_is_completed_by_the_next(tmp_path):
     began = time.monotonic()
     connect(f"sqlite:///{tmp_path}/whole/mlflow.db")
     whole, tables = time.monotonic() - began, tables_of(tmp_path / "whole/mlflow.db")
-    for share in (0.4, 0.7, 0.9):
+    for share in (0.5, 0.9):
         store = tmp_path / f"{share}/mlflow.db"
         victim = in_another_process(connect, f"sqlite:///{store}")
         victim.join(whole * share)
@@ -157,23 +158,24 @@ def test_a_killed_first_start_is_completed_by_the_next(tmp_path):
         assert run.client.get_run(run.id).data.metrics == {"loss": 0.5}
 
 
-def older_store(path, revision):
+@pytest.fixture(scope="module")
+def older_store(tmp_path_factory):
     """The store of an older MLflow, with an experiment of its own."""
-    from mlflow.store.db import utils
-
+    path = tmp_path_factory.mktemp("older") / "mlflow.db"
     engine = sqlalchemy.create_engine(f"sqlite:///{path}")
     utils.InitialBase.metadata.create_all(engine)
-    alembic.command.upgrade(utils._get_alembic_config(str(engine.url)), revision)
+    alembic.command.upgrade(utils._get_alembic_config(str(engine.url)), "7f2a7d5fae7d")
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage)"
             " VALUES (5, 'birds', '/tmp/birds', 'active')"
         )
     engine.dispose()
+    return path
 
 
-def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(tmp_path, capsys):
-    older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
+def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(older_store, tmp_path, capsys):
+    shutil.copy(older_store, tmp_path)
     with closing(sqlite3.connect("mlflow.db")) as database:  # what a killed migration leaves
         database.execute("CREATE TABLE _alembic_tmp_tags (key)")
     assert find_experiment(connect(), "birds") == "5"
@@ -188,8 +190,8 @@ def test_the_store_of_an_older_mlflow_is_migrated_with_its_data(tmp_path, capsys
         ("CREATE TABLE logged_models (id)", "(sqlite3.OperationalError) table logged_models already exists"),
     ],
 )
-def test_a_failed_migration_is_one_line_and_changes_nothing(tmp_path, spoilt, reason):
-    older_store(tmp_path / "mlflow.db", "7f2a7d5fae7d")
+def test_a_failed_migration_is_one_line_and_changes_nothing(older_store, tmp_path, spoilt, reason):
+    shutil.copy(older_store, tmp_path)
     with closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute(spoilt)
         before = list(database.iterdump())

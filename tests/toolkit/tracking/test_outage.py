@@ -34,6 +34,19 @@ def own_store(database, tmp_path):
 
 
 @pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def run(own_store, clock):
+    """A run with a metric to send."""
+    run = start_run(own_store, clock=clock)
+    run.metrics({"loss": 0.5})
+    return run
+
+
+@pytest.fixture
 def server(database, tmp_path):
     shutil.copy(file_of(database), tmp_path / "mlflow.db")  # a first start is slow
     server = MlflowServer(tmp_path)
@@ -65,9 +78,9 @@ def callers(listener):
     raise AssertionError
 
 
-def test_training_outlives_the_server_and_its_disk(server, monkeypatch, capsys):
+def test_training_outlives_the_server_and_its_disk(server, clock, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 2)
-    client, clock = connect(server.url), Clock()
+    client = connect(server.url)
     run = start_run(client, clock=clock)
     entries = []
 
@@ -108,11 +121,8 @@ def test_training_outlives_the_server_and_its_disk(server, monkeypatch, capsys):
     ]
 
 
-def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store, monkeypatch, capsys):
+def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store, run, clock, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
-    clock = Clock()
-    run = start_run(own_store, clock=clock)
-    run.metrics({"loss": 0.5})
     with closing(hole()) as listener:
         run.client = MlflowClient(f"http://127.0.0.1:{listener.getsockname()[1]}")
         began = time.monotonic()
@@ -133,12 +143,10 @@ def test_a_server_that_never_answers_is_asked_rarely_and_not_for_long(own_store,
     assert capsys.readouterr().out.splitlines() == [GONE.format("no answer in time"), BACK]
 
 
-def test_a_server_that_hangs_after_the_ping_costs_seconds(own_store, monkeypatch):
-    """The door opens, and the request hangs: MLflow alone would try three times, ten seconds each."""
+def test_a_server_that_hangs_after_the_ping_costs_seconds(run, monkeypatch):
+    """The ping is answered, and the request hangs: MLflow alone would try three times, ten seconds each."""
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
     over, before = threading.Event(), dict(os.environ)
-    run = start_run(own_store, clock=Clock())
-    run.metrics({"loss": 0.5})
     with fake_server(lambda _: over.wait()) as (url, asked):
         run.client = MlflowClient(url)
         try:
@@ -149,8 +157,7 @@ def test_a_server_that_hangs_after_the_ping_costs_seconds(own_store, monkeypatch
     assert dict(os.environ) == before  # other calls are as patient as before
 
 
-def test_a_refusal_is_said_with_its_reason(store, capsys):
-    clock = Clock()
+def test_a_refusal_is_said_with_its_reason(store, clock, capsys):
     run = start_run(store, clock=clock)
     store.delete_run(run.id)
     for step in range(3):
@@ -169,11 +176,9 @@ def test_a_refusal_is_said_with_its_reason(store, capsys):
     assert [point.step for point in store.get_metric_history(run.id, "loss")] == [0, 1, 2]
 
 
-def test_an_outage_that_ends_in_a_refusal_is_said_twice(own_store, database, capsys):
+def test_an_outage_that_ends_in_a_refusal_is_said_twice(run, clock, database, capsys):
     """The store came back without the run: an older copy, say."""
-    clock, path = Clock(), file_of(own_store)
-    run = start_run(own_store, clock=clock)
-    run.metrics({"loss": 0.5})
+    path = file_of(run.client)
     path.unlink()
     assert not run.try_flush()
     assert not path.exists()
@@ -185,10 +190,8 @@ def test_an_outage_that_ends_in_a_refusal_is_said_twice(own_store, database, cap
     assert refused.startswith(f"MLflow refuses the metrics: Run with id={run.id} not found; training goes on")
 
 
-def test_a_database_file_that_comes_back_is_written_again(own_store, tmp_path, capfd):
-    clock, path = Clock(), file_of(own_store)
-    run = start_run(own_store, clock=clock)
-    run.metrics({"loss": 1.0}, step=1)
+def test_a_database_file_that_comes_back_is_written_again(run, tmp_path, capfd):
+    path = file_of(run.client)
     assert run.try_flush()
     shutil.copy(path, tmp_path / "backup.db")
     path.unlink()
@@ -201,18 +204,15 @@ def test_a_database_file_that_comes_back_is_written_again(own_store, tmp_path, c
     run.end("FINISHED")
     with closing(sqlite3.connect(path)) as file:
         rows = file.execute("SELECT step, value FROM metrics WHERE run_uuid = ? ORDER BY step", (run.id,)).fetchall()
-    assert rows == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert rows == [(0, 0.5), (2, 0.5), (3, 0.25)]
     said = capfd.readouterr()
     assert said.out.splitlines() == [GONE.format("unable to open database file"), BACK]
     assert said.err == ""
 
 
-def test_a_database_that_another_program_holds_is_not_waited_for_long(own_store, monkeypatch, capsys):
+def test_a_database_that_another_program_holds_is_not_waited_for_long(run, clock, monkeypatch, capsys):
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
-    clock = Clock()
-    run = start_run(own_store, clock=clock)
-    run.metrics({"loss": 0.5})
-    with closing(sqlite3.connect(file_of(own_store))) as other, monkeypatch.context() as patch:
+    with closing(sqlite3.connect(file_of(run.client))) as other, monkeypatch.context() as patch:
         other.execute("BEGIN EXCLUSIVE")
         patch.setattr(MlflowClient, "log_batch", lambda *_, **__: pytest.fail("MLflow alone would wait for 20 s"))
         assert not run.try_flush()
@@ -221,10 +221,8 @@ def test_a_database_that_another_program_holds_is_not_waited_for_long(own_store,
     assert capsys.readouterr().out.splitlines() == [GONE.format("the database is locked by another program"), BACK]
 
 
-def test_a_disk_without_room_loses_nothing(own_store, capfd):
-    clock = Clock()
-    run = start_run(own_store, clock=clock)
-    for step in range(1500):
+def test_a_disk_without_space_loses_nothing(own_store, run, clock, capfd):
+    for step in range(1, 1500):
         run.metrics({"loss": 1 / (step + 1)}, step)
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = file_of(own_store).stat().st_size + 40_000  # bytes; the metrics need more
