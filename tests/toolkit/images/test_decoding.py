@@ -47,19 +47,36 @@ def test_every_format_of_the_list_is_read(format):  # noqa: A002
     np.testing.assert_allclose(image.pixels[0, 0], [0, 0, 255], atol=3)
 
 
-def test_modes_have_defined_results():
-    sixteen = Image.fromarray(np.full((8, 8), 32896, np.uint16))  # 128 * 257
-    assert first_pixel(saved(sixteen)) == [128, 128, 128]
-    assert first_pixel(saved(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF")) == [128, 128, 128]
-    assert first_pixel(saved(Image.new("RGBA", (8, 8), (255, 0, 0, 0)))) == [255, 255, 255]
-    assert first_pixel(saved(Image.new("RGBA", (8, 8), (0, 0, 0, 128)))) == [127, 127, 127]
-    assert first_pixel(saved(Image.new("LA", (8, 8), (10, 255)))) == [10, 10, 10]
-    assert first_pixel(saved(Image.new("1", (8, 8), 1))) == [255, 255, 255]
-    assert first_pixel(saved(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG")) == [255, 255, 255]
-    palette = Image.new("P", (8, 8), 1)
-    palette.putpalette([0, 0, 0, 9, 8, 7])
-    assert first_pixel(saved(palette)) == [9, 8, 7]
-    assert first_pixel(saved(palette, transparency=1)) == [255, 255, 255]
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+COVER = np.random.default_rng(4).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+COLOURFUL, OPACITY = COVER[..., :3], COVER[..., 3:] / 255
+FEW = Image.fromarray(COLOURFUL).quantize(7)
+PALETTE = Image.new("P", (16, 16), 1)
+PALETTE.putpalette([0, 0, 0, 9, 8, 7])
+# Images of each mode, and the values of the 8-bit RGB that they are defined to be.
+MODES = {
+    "palette": (saved(FEW), FEW.convert("RGB")),
+    "transparent palette": (saved(PALETTE, transparency=1), 255),
+    "alpha": (saved(Image.fromarray(COVER)), (COLOURFUL * OPACITY + 255 * (1 - OPACITY)).round()),
+    "hidden colour": (saved(Image.new("RGBA", (16, 16), (255, 0, 0, 0))), 255),
+    "grey with alpha": (saved(Image.merge("LA", (Image.fromarray(RAMP), Image.new("L", (16, 16), 0)))), 255),
+    "opaque grey": (saved(Image.new("LA", (16, 16), (10, 255))), 10),
+    "1 bit": (saved(Image.fromarray(RAMP > 99)), 255 * (RAMP > 99)),
+    "16 bits": (saved(Image.fromarray(RAMP.astype(np.uint16) * 257)), RAMP),
+    "float": (saved(Image.fromarray(RAMP.astype(np.float32) / 255), "TIFF"), RAMP),
+    "float beyond 1": (saved(Image.fromarray(RAMP.astype(np.float32) - 20), "TIFF"), RAMP),
+    "CMYK": (saved(Image.frombytes("CMYK", (16, 16), np.dstack([255 - COLOURFUL, 0 * RAMP]).tobytes()), "TIFF"),
+             COLOURFUL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_have_defined_results(mode):
+    data, wanted = MODES[mode]
+    wanted = np.asarray(wanted, np.float64)
+    wanted = wanted[..., None] if wanted.ndim == 2 else wanted
+    tolerance = 1 if mode == "alpha" else 0  # it is laid over white in whole numbers
+    np.testing.assert_allclose(load_image(data, 16).pixels, np.broadcast_to(wanted, (16, 16, 3)), atol=tolerance)
 
 
 def test_the_first_frame_of_an_animation_is_taken():
@@ -273,11 +290,12 @@ def test_what_is_no_image_has_no_format(data):
 # --- geometry ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "LZW"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    """The stored image is the upright one moved back by the inverse of its orientation."""
-    upright = np.zeros((8, 16, 3), np.uint8)
-    upright[:4, :8] = [255, 0, 0]
+def test_exif_orientation_is_applied(orientation, format):  # noqa: A002
+    """The stored image is the upright one moved back by the inverse of its orientation: EXIF 2.3, table 6."""
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16] = [255, 0, 0]
     inverse = {
         1: lambda a: a,
         2: np.fliplr,
@@ -291,9 +309,15 @@ def test_exif_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(inverse[orientation](upright)))
-    image = load_image(saved(stored, exif=exif), 8)
-    assert (image.width, image.height) == (16, 8)
-    np.testing.assert_array_equal(image.pixels, load_image(encode(upright), 8).pixels)
+    options = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "LZW": {"compression": "tiff_lzw"},
+    }
+    image = load_image(saved(stored, "TIFF" if format == "LZW" else format, exif=exif, **options.get(format, {})), 16)
+    assert (image.width, image.height) == (32, 16)
+    tolerance = 3 if format == "JPEG" else 0
+    np.testing.assert_allclose(image.pixels, load_image(encode(upright), 16).pixels, atol=tolerance)
 
 
 def rich_exif(orientation):
@@ -362,18 +386,6 @@ def test_a_damaged_chunk_beside_the_pixels_of_a_png_does_no_harm(kind):
         before, after = (broken, upright) if kind == b"eXIf" else (upright, broken)  # the last EXIF block counts
         found = load_image(whole[:33] + before + after + whole[33:], 8)
         np.testing.assert_array_equal(found.pixels, expected)
-
-
-def test_the_orientation_of_a_tiff_is_applied_once():
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:4, :8] = [255, 0, 0]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for compression in (None, "tiff_lzw"):
-        data = saved(Image.fromarray(np.rot90(pixels)), "TIFF", exif=exif, compression=compression)
-        image = load_image(data, 8)
-        assert (image.width, image.height) == (16, 8)
-        np.testing.assert_array_equal(image.pixels, load_image(encode(pixels), 8).pixels)
 
 
 def heic(image, **options):
@@ -451,19 +463,30 @@ def test_a_large_jpeg_decoded_small_is_near_the_full_decoding():
         (b"<html><body>404</body></html>", UndecodableImage, "not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), UndecodableImage, "image"),
         (b"%PDF-1.7 ...", UnsupportedImage, "PDF is not supported"),
+        (b"8BPS" + bytes(99), UnsupportedImage, "PSD is not supported"),
+        (b"<svg/>", UnsupportedImage, "SVG is not supported"),
+        (bytes(range(256)) * 4, UndecodableImage, "not an image"),
         (b"\0\0\0\x18ftypmp42" + bytes(40), UnsupportedImage, "a video is not supported"),
         (b"\0\0\0\x18ftypheic" + bytes(40), UndecodableImage, "its header is broken"),
         (encode(np.zeros((40, 40, 3), np.uint8))[:55], UndecodableImage, "broken"),
-        (
-            encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), "JPEG")[:900],
-            UndecodableImage,
-            "broken",
-        ),
     ],
 )
 def test_bad_files_have_their_own_sentence(data, kind, message):
     with pytest.raises(kind, match=message):
         load_image(data, 8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"])
+def test_a_truncated_image_is_broken(format):  # noqa: A002
+    whole = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), format)
+    for length in (len(whole) // 4, len(whole) // 2, len(whole) * 9 // 10):
+        with pytest.raises(UndecodableImage, match="broken"):
+            load_image(whole[:length], 8)
+
+
+# Headers without a pixel.
+BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 8_000, 5_000, 1, 24, 0, 0, 0, 0, 0, 0)
+GIF = struct.pack("<6sHHBBBBHHHHBB", b"GIF89a", 60_000, 60_000, 0, 0, 0, ord(","), 0, 0, 60_000, 60_000, 0, 8)
 
 
 def test_limits_are_held_before_decoding():
@@ -472,9 +495,9 @@ def test_limits_are_held_before_decoding():
         load_image(data, 8, ImageLimits(max_pixels=599))
     with pytest.raises(ImageTooLarge, match=r"bytes, at most 10 are allowed"):
         load_image(data, 8, ImageLimits(max_bytes=10))
-    bomb = saved(Image.new("1", (30_000, 30_000)))  # 900 million pixels in a few kilobytes
-    with pytest.raises(ImageTooLarge, match="allowed"):
-        load_image(bomb, 8)
+    for header in (BMP, GIF):
+        with pytest.raises(ImageTooLarge, match="allowed"):
+            load_image(header, 8, ImageLimits(max_pixels=100_000))
 
 
 @settings(max_examples=150, deadline=None)

@@ -35,6 +35,7 @@ from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import handle
 
 LARGE = 16 * 2**20  # bytes of an answer that no buffer of the system holds
+LONG_TIMEOUTS = Timeouts(header=600.0, body=600.0, read=600.0)
 SHORT_TIMEOUTS = Timeouts(header=2.0, body=3.0, read=2.0)
 
 
@@ -68,9 +69,10 @@ def serving(**words):
     metrics = ServiceMetrics()
     app = make_app()
     app.add_exception_handler(HTTPException, handle)
-    rules = RequestRules(2**20, words.get("timeouts", Timeouts()))
+    words = {"drain_timeout": 0, "shutdown_timeout": 1, "timeouts": LONG_TIMEOUTS} | words
+    rules = RequestRules(2**20, words["timeouts"])
     app.add_middleware(ServiceMiddleware, metrics=metrics, rules=rules)
-    with app_server(app, ServerConfig(**({"drain_timeout": 0, "shutdown_timeout": 1} | words))) as (server, port):
+    with app_server(app, ServerConfig(**words)) as (server, port):
         yield server, port, metrics
 
 
@@ -442,7 +444,7 @@ def test_a_shutdown_under_load_answers_every_request(drain_timeout):
     clients = [RepeatingClient(0, pause=0.01 * (index % 3)) for index in range(16)]
     with (
         ThreadPoolExecutor(len(clients)) as pool,
-        serving(drain_timeout=drain_timeout, shutdown_timeout=30) as (server, port, _),
+        serving(drain_timeout=drain_timeout, shutdown_timeout=600) as (server, port, _),
     ):
         for client in clients:
             client.port = port
@@ -458,7 +460,7 @@ def test_a_shutdown_under_load_answers_every_request(drain_timeout):
 def test_pipelined_requests_are_answered_during_the_shutdown():
     ask = b"POST /slow?seconds=0.5 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
     with (
-        serving(shutdown_timeout=30) as (server, port, _),
+        serving(shutdown_timeout=600) as (server, port, _),
         socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
     ):
         connection.sendall(ask * 3)
@@ -471,7 +473,7 @@ def test_pipelined_requests_are_answered_during_the_shutdown():
 
 
 def test_an_idle_connection_is_closed_after_requests_under_way():
-    with serving(drain_timeout=1000, shutdown_timeout=30) as (server, port, _), ExitStack() as stack:
+    with serving(drain_timeout=1000, shutdown_timeout=600) as (server, port, _), ExitStack() as stack:
         idle, late = (
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)) for _ in range(2)
         )
