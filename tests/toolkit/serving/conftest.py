@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 
 import httpx
 import pytest
@@ -61,7 +62,7 @@ class FakeSource:
         self.wanted = Version(version, f"v{version}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_bundle():
     """A function that makes a bundle of the colour model, or of a constant ``row``."""
 
@@ -84,9 +85,14 @@ def make_model(make_bundle):
     return make
 
 
+@pytest.fixture(scope="session")
+def make_source(make_bundle):
+    return partial(FakeSource, make_bundle)
+
+
 @pytest.fixture
-def source(make_bundle):
-    return FakeSource(make_bundle)
+def source(make_source):
+    return make_source()
 
 
 @pytest.fixture

@@ -11,19 +11,23 @@ from support.infer_requests import MAX_BATCH, SIZE
 from toolkit.images.decoding import load_image
 
 
-@pytest.fixture
-def app(source, tmp_path):
-    words = {
-        "poll_interval": 3600,
-        "threads": 2,
-        "max_queue": 6,
-        "max_batch": MAX_BATCH,
-        "max_body_mb": 1,
-        "request_timeout": 600,
-    }
-    app = create_app(ServeSettings(**words, monitor_store=str(tmp_path / "m.db")))
-    app.state.source = source
-    return app
+@pytest.fixture(scope="module")
+def source(make_source):
+    return make_source()
+
+
+@pytest.fixture(scope="module")
+def make_app(source, tmp_path_factory):
+    """A function that makes an application with a store of its own."""
+
+    def make():
+        words = {"poll_interval": 3600, "threads": 2, "max_queue": 6, "max_batch": MAX_BATCH, "max_body_mb": 1}
+        store = tmp_path_factory.mktemp("store") / "m.db"
+        app = create_app(ServeSettings(**words, request_timeout=600, monitor_store=str(store)))
+        app.state.source = source
+        return app
+
+    return make
 
 
 class Client:
@@ -43,14 +47,21 @@ class Client:
         return self.request("POST", path, **words)
 
 
-@pytest.fixture
-def client(app):
+@pytest.fixture(scope="module")
+def client(make_app):
+    """A client that all tests of a file share; one that changes the application changes it back."""
+    app = make_app()
     with asyncio.Runner() as runner:
         lifespan = app.router.lifespan_context(app)
         runner.run(lifespan.__aenter__())
         app.state.service.model_manager.poll()
         yield Client(app, runner)
         runner.run(lifespan.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def app(client):
+    return client.app
 
 
 @pytest.fixture

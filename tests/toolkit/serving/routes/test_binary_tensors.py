@@ -89,10 +89,10 @@ def test_invalid_binary_inputs_are_refused(client, data, one, headers, status):
     assert set(answer.json()) - {"errors"} == MEMBERS
 
 
-@pytest.fixture
-def address(app):
-    """Host and port of the application on a socket."""
-    with app_server(app) as (_, port):
+@pytest.fixture(scope="module")
+def address(make_app):
+    """Host and port of an application on a socket."""
+    with app_server(make_app()) as (_, port):
         yield f"127.0.0.1:{port}"
 
 
