@@ -247,7 +247,7 @@ def counter():
         yield counter
 
 
-def test_a_thousand_disconnects_leave_nothing_behind(counter):
+def test_disconnects_leave_nothing_behind(counter):
     with counter.send("first"):
         wait_until(lambda: counter.working)
     wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1)
@@ -257,18 +257,18 @@ def test_a_thousand_disconnects_leave_nothing_behind(counter):
 
     wait_until(lambda: not counter.server.server_state.tasks)
     before = tasks()
-    for crowd in range(10):
+    for crowd in range(2):
         connections = [counter.send(f"{crowd}-{number}") for number in range(90)]
         wait_until(lambda: len(counter.working) == 90)
         for connection in connections:
             connection.close()
         for number in range(10):
             counter.send(f"hasty-{crowd}-{number}").close()  # gone before the work begins
-    wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 1001)
+    wait_until(lambda: counter.answered(CLIENT_CLOSED_REQUEST) == 201)
     assert counter.working == set()
     wait_until(lambda: not counter.server.server_state.connections and not counter.server.server_state.tasks)
     assert tasks() == before
-    assert counter.metrics.summary()["requests"] == {"/wait/{name}": {"499": 1001}}
+    assert counter.metrics.summary()["requests"] == {"/wait/{name}": {"499": 201}}
 
 
 def test_a_disconnect_cancels_only_its_own_request(counter):

@@ -77,6 +77,11 @@ def classify(batcher, model, data, seconds=None):
     return asyncio.run(batcher.run(read(data), lambda: model, itself, seconds))
 
 
+def asked(batcher, model, count, source=None):
+    """Tasks that each ask for an image."""
+    return [asyncio.create_task(batcher.run(source or read(RED), lambda: model, itself)) for _ in range(count)]
+
+
 async def until(condition):
     async with asyncio.timeout(MAX_WAIT_S):
         while not condition():
@@ -140,9 +145,9 @@ def test_images_decoded_meanwhile_are_the_next_batch(open_batcher, make_blocking
     batcher = open_batcher(threads=2, max_batch=8, on_batch=lambda count, seconds: sizes.append((count, seconds)))
 
     async def ask():
-        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself))]
+        jobs = asked(batcher, model, 1)
         await until(engine.begun.is_set)
-        jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(13)]
+        jobs += asked(batcher, model, 13)
         await until_decoded(batcher, model)
         engine.go.set()
         await asyncio.gather(*jobs)
@@ -161,9 +166,9 @@ def test_free_streams_share_the_decoded_images(open_batcher, make_blocking):
     batcher = open_batcher(threads=3)
 
     async def ask():
-        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(2)]
+        jobs = asked(batcher, model, 2)
         await until(lambda: engine.running == 2)
-        jobs += [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
+        jobs += asked(batcher, model, 6)
         await until_decoded(batcher, model)
         engine.go.set()
         await asyncio.gather(*jobs)
@@ -183,7 +188,7 @@ def test_no_more_is_decoded_ahead_than_two_batches(open_batcher, make_blocking):
         return RED
 
     async def ask():
-        jobs = [asyncio.create_task(batcher.run(noting, lambda: model, itself)) for _ in range(12)]
+        jobs = asked(batcher, model, 12, noting)
         await until(lambda: engine.begun.is_set() and len(begun) == 1 + 2 * 2)
         await asyncio.sleep(0.05)  # in which the free worker would decode more
         assert len(begun) == 1 + 2 * 2
@@ -273,13 +278,13 @@ def test_cancelled_images_are_skipped_at_each_step(open_batcher, make_blocking):
         return RED
 
     async def ask():
-        running = asyncio.create_task(batcher.run(noting, lambda: model, itself))
+        [running] = asked(batcher, model, 1, noting)
         await until(engine.begun.is_set)
-        ready = asyncio.create_task(batcher.run(noting, lambda: model, itself))
+        [ready] = asked(batcher, model, 1, noting)
         await until_decoded(batcher, model)
         ready.cancel()
         running.cancel()
-        left = [asyncio.create_task(batcher.run(noting, lambda: model, itself)) for _ in range(50)]
+        left = asked(batcher, model, 50, noting)
         await asyncio.sleep(0)
         for job in left:
             job.cancel()
@@ -302,7 +307,7 @@ def test_a_deadline_ends_the_waiting(open_batcher, make_blocking):
         classify(batcher, model, RED, seconds=0.02)
     assert caught.value.problem_type is DEADLINE_EXCEEDED
     engine.go.set()
-    assert classify(batcher, model, RED, seconds=30).finite
+    assert classify(batcher, model, RED, seconds=MAX_WAIT_S).finite
 
 
 # --- threads ------------------------------------------------------------------------------------
@@ -325,9 +330,9 @@ def test_closing_finishes_running_and_cancels_waiting_images(open_batcher, make_
     batcher = open_batcher(threads=1)
 
     async def ask():
-        first = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
+        [first] = asked(batcher, model, 1)
         await until(engine.begun.is_set)
-        second = asyncio.create_task(batcher.run(read(RED), lambda: model, itself))
+        [second] = asked(batcher, model, 1)
         await asyncio.sleep(0)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))
         with pytest.raises(asyncio.CancelledError):
@@ -356,7 +361,7 @@ def test_random_cancellations_lose_no_image(open_batcher, make_blocking):
     async def client(leaves, waits):
         try:
             async with asyncio.timeout(waits if leaves else None):
-                done = await batcher.run(read(RED), lambda: live[0], itself, 30)
+                done = await batcher.run(read(RED), lambda: live[0], itself, MAX_WAIT_S)
             wanted = done.model.bundle.predict(load_image(RED, 16).pixels[None])[0]
             np.testing.assert_allclose(done.probabilities, wanted, atol=1e-6)
             answered.append(done.model)
@@ -371,7 +376,7 @@ def test_random_cancellations_lose_no_image(open_batcher, make_blocking):
 
     async def both_streams_are_free_again():
         engine.go.clear()
-        jobs = [asyncio.create_task(batcher.run(read(RED), lambda: first, itself)) for _ in range(2)]
+        jobs = asked(batcher, first, 2)
         await until(lambda: engine.running == 2)
         engine.go.set()
         await asyncio.gather(*jobs)
@@ -389,7 +394,7 @@ def test_paused_threads_take_no_step_and_one_is_never_paused(open_batcher, make_
     async def play():
         engine.go.clear()
         batcher.pause(99)
-        asked = [asyncio.create_task(batcher.run(read(RED), lambda: model, itself)) for _ in range(6)]
+        jobs = asked(batcher, model, 6)
         await until(engine.begun.is_set)
         await asyncio.sleep(0.1)  # in which the others would begin
         assert engine.running == 1
@@ -397,7 +402,7 @@ def test_paused_threads_take_no_step_and_one_is_never_paused(open_batcher, make_
         await until(lambda: engine.running == 3)
         batcher.pause(2)
         engine.go.set()
-        assert len(await asyncio.gather(*asked)) == 6
+        assert len(await asyncio.gather(*jobs)) == 6
 
     asyncio.run(play())
     batcher.close()  # also the paused ones
