@@ -105,9 +105,9 @@ def test_labels_in_bursts_have_a_wider_interval():
     window = replace(rows_of(1_000), **many)
     (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
     heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
-    told = [point for point in timeline([], [window], BINS).points if point.n_labels]
-    assert sum(map(effective_labels, told)) < sum(point.n_labels for point in told) / 2
-    for point in told:
+    labelled = [point for point in timeline([], [window], BINS).points if point.n_labels]
+    assert sum(map(effective_labels, labelled)) < sum(point.n_labels for point in labelled) / 2
+    for point in labelled:
         kept, share = effective_labels(point), point.n_correct / point.n_labels
         assert np.isclose(heights[:, None], wilson(share * kept, kept)).any(axis=0).all()
 
@@ -143,12 +143,8 @@ def test_the_title_says_how_accurate_it_is_now():
     now, usual = recent.n_correct / recent.n_labels, BINS.baseline.accuracy
     expected = f"Accuracy of model version 3: {now:.1%} in the last 1,000 predictions, reference {usual:.1%}"
     assert accuracy_of(window).get_suptitle() == expected
-    assert (
-        accuracy_of(rows_of(2_000, labelled=lambda i: i < 500))
-        .get_suptitle()
-        .endswith("no labels in the last 1,000 predictions")
-    )
-    assert accuracy_of(rows_of(90, labelled=lambda i: i < 0)).get_suptitle().endswith("no labels yet")
+    for n, labelled, end in ((2_000, 500, "no labels in the last 1,000 predictions"), (90, 0, "no labels yet")):
+        assert accuracy_of(rows_of(n, labelled=lambda i, end=labelled: i < end)).get_suptitle().endswith(end)
 
 
 def test_answers_without_probabilities_are_not_taken_for_wrong():
@@ -209,7 +205,7 @@ def test_of_many_classes_those_that_changed_most_are_shown():
     assert right.get_xlabel() == f"share of predictions; 10 others together {before:.1%} -> {after:.1%}"
 
 
-@pytest.mark.parametrize("k", [12, 13, 21])
+@pytest.mark.parametrize("k", [12, 21])
 def test_no_class_is_left_out_while_there_is_room(k):
     bins = ReferenceBins(names(k), baseline_of(3_000, np.random.default_rng(0), k))
     window = window_of(1_000, np.random.default_rng(1), k, broken=0)
@@ -234,9 +230,9 @@ def test_volume_has_rates_non_finite_and_latency():
     assert sum(bar.get_width() for bar in steps) < 1.01  # one day of two is without
     y = np.asarray(broken.lines[0].get_ydata(), float)
     assert np.nanmax(y) == max(part.non_finite / part.n for part in parts(window))
-    told = [part.latency[np.isfinite(part.latency)] for part in parts(window)]
+    latencies = [part.latency[np.isfinite(part.latency)] for part in parts(window)]
     median = np.asarray(called(latency, "median").get_ydata(), float)
-    assert np.nanmin(median) == pytest.approx(min(np.quantile(each, 0.5) for each in told), rel=0.08)
+    assert np.nanmin(median) == pytest.approx(min(np.quantile(each, 0.5) for each in latencies), rel=0.08)
 
 
 def test_volume_says_what_there_is_none_of():
@@ -289,7 +285,7 @@ def all_figures(window, bins, alerts=()):
 
 @pytest.mark.parametrize(
     ("n", "bins", "broken", "span"),
-    [(1, BINS, 0, 0), (130, BINS, 1, DAY), (130, BARE, 0, DAY), (60, BARE, 1, 0)],
+    [(1, BINS, 0, 0), (130, BINS, 1, DAY), (60, BARE, 0, 0)],
 )
 def test_every_figure_is_drawn_whatever_the_data(n, bins, broken, span):
     window = rows_of(n, span, labelled=lambda i: i < 60, broken=broken)
@@ -297,12 +293,3 @@ def test_every_figure_is_drawn_whatever_the_data(n, bins, broken, span):
     alerts = [alert_of(metric, level="warning") for metric in metrics]
     for figure in all_figures(window, bins, alerts):
         figure.draw_without_rendering()
-
-
-def test_blocks_and_rows_make_one_figure():
-    window = rows_of(3_000)
-    older = [BINS.count(window.slice(start, start + 1_000)) for start in (0, 1_000)]
-    line = timeline(older, [window.slice(2_000, 3_000)], BINS)
-    lower = over_time.accuracy("3", line, BINS.count(window.last(1_000)), BINS, THRESHOLDS).axes[1]
-    assert [bar.get_height() for bar in lower.patches][:2] == [counts.n_labels for counts in older]
-    assert sum(bar.get_height() for bar in lower.patches) == window.n_labels

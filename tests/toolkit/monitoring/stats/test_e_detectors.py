@@ -102,7 +102,7 @@ def test_a_bet_on_ranks_is_fair():
 # False alarms
 
 
-def false_alarms(rng, make, references=60, steps=2000):
+def false_alarms(rng, make, references=40, steps=2000):
     """Alarms per run length without a change, over random references."""
     alarms = sum(make(rng, steps) for _ in range(references))
     return alarms * A / (references * steps)
@@ -126,7 +126,7 @@ def classes(rng, steps):
 
 @pytest.mark.parametrize("make", [labels, confidences, classes])
 def test_false_alarms_stay_within_the_budget(make):
-    # up to 600 are allowed in 120,000 steps; a fifth of that proves that the bets are alive
+    # up to 400 are allowed in 80,000 steps; a fifth of that proves that the bets are alive
     assert 0.2 < false_alarms(np.random.default_rng(8), make) < 1
 
 
@@ -354,11 +354,8 @@ def reference_kinds(accuracy=0.84):
 
 @pytest.mark.parametrize("burst", [2, 5, 20, 60])
 def test_bursts_of_the_same_image_raise_no_alarm(burst):
-    reference, alarms = reference_kinds(), 0
-    for seed in range(2):
-        detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference)
-        alarms += len(detector.update(*labels_of(40_000, 0.84, np.random.default_rng(seed), burst)))
-    assert alarms == 0
+    detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference_kinds())
+    assert detector.update(*labels_of(40_000, 0.84, np.random.default_rng(0), burst)) == []
 
 
 def test_bursts_that_begin_late_raise_no_alarm():
@@ -386,7 +383,7 @@ def test_a_drop_is_found_in_bursts():
     delays = {}
     for burst in (1, 10):
         found = []
-        for seed in range(9):
+        for seed in range(5):
             rng = np.random.default_rng(seed)
             detector = ErrorDetector(8400, 10_000, RUN_LENGTH, reference)
             detector.update(*labels_of(1000, 0.84, rng, burst))

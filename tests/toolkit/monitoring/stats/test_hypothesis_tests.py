@@ -72,7 +72,7 @@ def test_chi_square_counts_classes_without_reference_cases():
     assert chi_square(np.array([80, 0, 20]), np.array([900, 100, 0])).p_value < 1e-15
 
 
-@pytest.mark.parametrize("lonely", [0.0005, 0.002, 0.004])
+@pytest.mark.parametrize("lonely", [0.0005, 0.004])
 def test_one_rare_class_keeps_level_and_power(lonely):
     rng = np.random.default_rng(12)
     shares = np.r_[np.full(9, (1 - lonely) / 9), lonely]
