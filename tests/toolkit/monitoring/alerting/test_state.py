@@ -12,7 +12,6 @@ from toolkit.monitoring.alerting.state import (
     REPEAT_INTERVAL_S,
     ActiveAlert,
     AlertState,
-    AlertTransition,
     Evaluation,
     evaluations_to_clear,
 )
@@ -23,7 +22,7 @@ HOUR = 3600.0
 
 
 def evaluation(level, status="confirmed", value=None):
-    """A evaluation with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
+    """An evaluation with a value that is typical of its level; ``calm`` and ``close`` are both ok."""
     typical = {"calm": 0.01, "close": 0.04, "warning": 0.08, "critical": 0.15, "immediate": 0.30}[level]
     reached = level if level in LEVELS else "ok"
     return Evaluation(reached, status if reached != "ok" else "", typical if value is None else value, WARNING_ABOVE)
@@ -35,16 +34,29 @@ CRITICAL, IMMEDIATE = evaluation("critical"), evaluation("immediate")
 UNKNOWN = Evaluation()
 
 
+def live(history, alert=None, state=AlertState()):  # noqa: B008  frozen
+    """Each evaluation with its time, the change, and the active alert before and after it."""
+    now = 0.0
+    for seen, alarm, intervals, pause, acknowledge in history:
+        now += pause
+        before = replace(alert, acknowledged=True) if alert and acknowledge else alert
+        state, change = state.advance(seen, before, now, alarm=alarm, intervals=intervals)
+        alert = change.applied(before, now) if change else before
+        yield seen, alarm, now, change, before, alert
+
+
 def play(*evaluations, active=None, state=AlertState(evidence=True), alarms=(), intervals=1, step=0.0):  # noqa: B008  frozen
     """Events of an alert over some evaluations, as ``level status`` or the event, ``-`` for nothing."""
-    history, now = [], 0.0
-    for number, seen in enumerate(evaluations):
-        now += step
-        state, change = state.advance(seen, active, now, alarm=number in alarms, intervals=intervals)
-        active = change.applied(active, now) if change else active
-        raised = change is not None and change.event in ("raised", "escalated")
-        history.append(f"{change.level} {change.status}" if raised else change.event if change else "-")
-    return history
+    history = [(seen, number in alarms, intervals, step, False) for number, seen in enumerate(evaluations)]
+    changes = [change for _, _, _, change, _, _ in live(history, active, state)]
+    return [
+        "-"
+        if not change
+        else f"{change.level} {change.status}"
+        if change.event in ("raised", "escalated")
+        else change.event
+        for change in changes
+    ]
 
 
 def active(state):
@@ -53,51 +65,33 @@ def active(state):
     return ActiveAlert(state, "confirmed", 0.0) if state != "ok" else None
 
 
-# From each state, for the same evaluation several times: the event of each.
+STATES = ("ok", "suspected", "warning", "critical", "immediate")
+NOTHING = ["-"] * 4
+AT_ONCE, SECOND, THIRD = ([*NOTHING[:n], "{}", *NOTHING[n + 1 :]] for n in range(3))
+
+# From each state, for the same evaluation four times: what happens, and when. A fault that is milder is not gone.
 TRANSITIONS = [
-    ("ok", CALM, ["-", "-", "-", "-"]),
-    ("ok", CLOSE, ["-", "-", "-", "-"]),
-    ("ok", UNKNOWN, ["-", "-", "-", "-"]),
-    ("ok", SUSPECTED, ["-", "warning suspected", "-", "-"]),
-    ("ok", WARNING, ["-", "warning confirmed", "-", "-"]),
-    ("ok", CRITICAL, ["-", "critical confirmed", "-", "-"]),
-    ("ok", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
-    ("ok", evaluation("immediate", "suspected"), ["immediate suspected", "-", "-", "-"]),
-    ("suspected", CALM, ["-", "-", "cleared", "-"]),
-    ("suspected", CLOSE, ["-", "-", "-", "-"]),
-    ("suspected", UNKNOWN, ["-", "-", "-", "-"]),
-    ("suspected", SUSPECTED, ["-", "-", "-", "-"]),
-    ("suspected", WARNING, ["-", "warning confirmed", "-", "-"]),
-    ("suspected", CRITICAL, ["-", "critical confirmed", "-", "-"]),
-    ("suspected", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
-    ("warning", CALM, ["-", "-", "cleared", "-"]),
-    ("warning", CLOSE, ["-", "-", "-", "-"]),
-    ("warning", UNKNOWN, ["-", "-", "-", "-"]),
-    ("warning", SUSPECTED, ["-", "-", "-", "-"]),
-    ("warning", WARNING, ["-", "-", "-", "-"]),
-    ("warning", evaluation("critical", "suspected"), ["-", "critical suspected", "-", "-"]),
-    ("warning", CRITICAL, ["-", "critical confirmed", "-", "-"]),
-    ("warning", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
-    ("critical", CALM, ["-", "-", "cleared", "-"]),
-    ("critical", CLOSE, ["-", "-", "-", "-"]),  # a fault that is milder is not gone
-    ("critical", UNKNOWN, ["-", "-", "-", "-"]),
-    ("critical", SUSPECTED, ["-", "-", "-", "-"]),
-    ("critical", WARNING, ["-", "-", "-", "-"]),  # milder, but above 0.06
-    ("critical", evaluation("warning", value=0.055), ["-", "-", "-", "-"]),
-    ("critical", CRITICAL, ["-", "-", "-", "-"]),
-    ("critical", IMMEDIATE, ["immediate confirmed", "-", "-", "-"]),
-    ("immediate", CALM, ["-", "-", "cleared", "-"]),
-    ("immediate", CLOSE, ["-", "-", "-", "-"]),
-    ("immediate", UNKNOWN, ["-", "-", "-", "-"]),
-    ("immediate", CRITICAL, ["-", "-", "-", "-"]),
-    ("immediate", evaluation("critical", value=0.11), ["-", "-", "-", "-"]),
-    ("immediate", IMMEDIATE, ["-", "-", "-", "-"]),
+    *((state, seen, NOTHING, "") for state in STATES for seen in (CLOSE, UNKNOWN)),
+    ("ok", CALM, NOTHING, ""),
+    *((state, CALM, THIRD, "cleared") for state in STATES[1:]),
+    *((state, IMMEDIATE, AT_ONCE, "immediate confirmed") for state in STATES[:-1]),
+    ("ok", SUSPECTED, SECOND, "warning suspected"),
+    *((state, WARNING, SECOND, "warning confirmed") for state in ("ok", "suspected")),
+    *((state, CRITICAL, SECOND, "critical confirmed") for state in ("ok", "suspected", "warning")),
+    ("ok", evaluation("immediate", "suspected"), AT_ONCE, "immediate suspected"),
+    ("warning", evaluation("critical", "suspected"), SECOND, "critical suspected"),
+    *((state, SUSPECTED, NOTHING, "") for state in ("suspected", "warning", "critical")),
+    *((state, WARNING, NOTHING, "") for state in ("warning", "critical")),
+    *((state, CRITICAL, NOTHING, "") for state in ("critical", "immediate")),
+    ("critical", evaluation("warning", value=0.055), NOTHING, ""),
+    ("immediate", evaluation("critical", value=0.11), NOTHING, ""),
+    ("immediate", IMMEDIATE, NOTHING, ""),
 ]
 
 
-@pytest.mark.parametrize(("state", "seen", "events"), TRANSITIONS)
-def test_every_way_from_a_state_to_the_next(state, seen, events):
-    assert play(*[seen] * 4, active=active(state)) == events
+@pytest.mark.parametrize(("state", "seen", "events", "event"), TRANSITIONS)
+def test_every_way_from_a_state_to_the_next(state, seen, events, event):
+    assert play(*[seen] * 4, active=active(state)) == [each.format(event) for each in events]
 
 
 def test_without_an_alarm_nothing_is_raised_however_bad_it_looks():
@@ -214,19 +208,6 @@ evaluations_seen = st.lists(
 )
 
 
-def live(history, alert=None, state=AlertState()):  # noqa: B008  frozen
-    """Each evaluation with its time, the change, and the active alert before and after it."""
-    now = 0.0
-    for seen, alarm, intervals, pause, acknowledge in history:
-        now += pause
-        if alert and acknowledge:
-            alert = ActiveAlert(alert.level, alert.status, alert.notified_at, acknowledged=True)
-        before = alert
-        state, change = state.advance(seen, before, now, alarm=alarm, intervals=intervals)
-        alert = change.applied(before, now) if change else before
-        yield seen, alarm, now, change, before, alert
-
-
 @given(evaluations_seen)
 def test_notifications_keep_the_interval_unless_escalated(history):
     notified_at, rank = None, None
@@ -322,14 +303,3 @@ def test_inhibition_does_not_clear_an_active_alert():
     silent = CRITICAL.inhibited(CALM, None)
     assert silent.value == CRITICAL.value
     assert play(*[silent] * 5, active=active("critical")) == ["-"] * 5
-
-
-def test_a_transition_gives_the_active_alert_after_it():
-    known = ActiveAlert("warning", "suspected", 10.0, acknowledged=True)
-    assert AlertTransition("reminder", "warning", "suspected").applied(known, 20.0) == ActiveAlert(
-        "warning", "suspected", 20.0, True
-    )
-    assert AlertTransition("raised", "critical", "confirmed").applied(None, 20.0) == ActiveAlert(
-        "critical", "confirmed", 20.0
-    )
-    assert AlertTransition("cleared", "warning", "suspected").applied(known, 20.0) is None
