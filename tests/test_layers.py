@@ -216,7 +216,7 @@ def fresh(code, folder):
 
 
 UNWANTED = {  # what importing a script must not load, in an order in which none loads it for a later one
-    "monitoring": {"torch", "mlflow", "matplotlib", "pandas", "pyarrow", "scipy"},
+    "monitoring": {"torch", "mlflow", "matplotlib", "pandas", "pyarrow", "scipy", "requests", "urllib3"},
     "model_registry": {"torch", "torchvision", "matplotlib", "scipy.stats", "sklearn"},
     "serve_model": {  # a registered bundle is all that serving needs
         "torchvision", "matplotlib", "scipy.stats", "sklearn", "train_cnn", "hyperopt", "toolkit.training",

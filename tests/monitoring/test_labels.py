@@ -54,9 +54,7 @@ def easiest(probabilities, truth):
 def test_biased_labels_raise_no_false_alarm(chosen):
     """The last class is the hardest: "dog" is right half of the time, the others nine times out of ten."""
     acted, shown = [], []
-    with ModelMonitor(
-        "m.db", uneven_baseline(), model_version="1", config=MonitorConfig(on_immediate=acted.append)
-    ) as monitor:
+    with uneven_monitor(config=MonitorConfig(on_immediate=acted.append)) as monitor:
         for rows, truth, ids in logged(monitor, 3000, np.random.default_rng(1)):
             which = np.flatnonzero(chosen(rows, truth))
             monitor.record_feedback_many({ids[i]: CLASSES[truth[i]] for i in which})
@@ -78,13 +76,7 @@ def test_biased_labels_raise_no_false_alarm(chosen):
 def test_only_a_drawn_sample_acts_unless_labels_are_trusted(how, acts):
     acted, names = [], {}
     thresholds = Thresholds(trust_labels=how == "trusted")
-    with ModelMonitor(
-        "m.db",
-        uneven_baseline(),
-        model_version="1",
-        config=MonitorConfig(on_immediate=acted.append),
-        thresholds=thresholds,
-    ) as monitor:
+    with uneven_monitor(config=MonitorConfig(on_immediate=acted.append), thresholds=thresholds) as monitor:
         for _, truth, ids in logged(monitor, 1000, np.random.default_rng(2), spoilt=0.6):
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
         if how == "drawn":
@@ -102,7 +94,7 @@ def test_only_a_drawn_sample_acts_unless_labels_are_trusted(how, acts):
 def test_a_drawn_sample_with_earlier_labels_is_fair():
     """What was labelled before it was drawn is part of the sample, else only easy ones would be left in it."""
     names = {}
-    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+    with uneven_monitor() as monitor:
         for rows, truth, ids in logged(monitor, 1000, np.random.default_rng(4)):
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
             which = np.flatnonzero(hardest(rows, truth))
@@ -116,7 +108,7 @@ def test_a_drawn_sample_with_earlier_labels_is_fair():
 
 def test_bursts_of_near_duplicates_raise_no_alert():
     rng = np.random.default_rng(5)
-    with ModelMonitor("m.db", uneven_baseline(), model_version="1") as monitor:
+    with uneven_monitor() as monitor:
         for _, truth, ids in logged(monitor, 8000, rng, burst=20):
             monitor.record_feedback_many(dict(zip(ids, (CLASSES[k] for k in truth), strict=True)))
             monitor.check_alerts()
@@ -137,8 +129,9 @@ def uneven(n, rng, spoilt=0.0):
     return probabilities, truth
 
 
-def uneven_baseline():
-    return Baseline(CLASSES, *uneven(5000, np.random.default_rng(0)))
+def uneven_monitor(**more):
+    baseline = Baseline(CLASSES, *uneven(5000, np.random.default_rng(0)))
+    return ModelMonitor("m.db", baseline, model_version="1", **more)
 
 
 def logged(monitor, n, rng, spoilt=0.0, burst=1):
@@ -149,7 +142,7 @@ def logged(monitor, n, rng, spoilt=0.0, burst=1):
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     for first in range(0, n, 100):
         rows = probabilities[first : first + 100]
-        ids = [monitor.log_prediction(row) for row in rows]
+        ids = monitor.log_predictions(rows)
         assert monitor.flush(MAX_WAIT_S)
         yield rows, truth[first : first + 100], ids
 

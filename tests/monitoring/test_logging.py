@@ -2,14 +2,14 @@
 
 import json
 import sqlite3
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from monitoring import ModelMonitor, MonitorConfig, Thresholds, new_prediction_id
+from monitoring import ModelMonitor, MonitorConfig, new_prediction_id
 from support import MAX_WAIT_S
 from support.monitored_streams import answers
 from toolkit.errors import SettingsError, UnknownPrediction
@@ -29,13 +29,9 @@ def test_what_was_logged_is_measured(monitor):
     json.dumps(monitor.calculate_metrics(), allow_nan=False)
 
 
-def test_the_windows_are_the_last_predictions(baseline):
-    with ModelMonitor("m.db", baseline, thresholds=Thresholds()) as monitor:
-        for _ in range(1100):
-            monitor.log_prediction([1, 0, 0])
-        for _ in range(300):
-            monitor.log_prediction([0, 1, 0])
-        metrics = monitor.calculate_metrics()
+def test_the_windows_are_the_last_predictions(monitor):
+    monitor.log_predictions([[1, 0, 0]] * 1100 + [[0, 1, 0]] * 300)
+    metrics = monitor.calculate_metrics()
     assert [metrics[name]["n"] for name in ("short", "medium", "long")] == [1000, 1400, 1400]
     assert metrics["short"]["class_shares"]["cat"] == 0.3
 
@@ -73,16 +69,8 @@ def test_non_finite_probabilities_are_counted_and_left_out(monitor):
 
 
 def test_threads_log_at_the_same_time_and_nothing_is_lost(monitor):
-    ids = []
-
-    def work():
-        ids.extend([monitor.log_prediction([0.2, 0.3, 0.5]) for _ in range(500)])
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        ids = list(pool.map(lambda _: monitor.log_prediction([0.2, 0.3, 0.5]), range(2000)))
     assert monitor.calculate_metrics("long")["n"] == len(set(ids)) == 2000
     assert monitor.writer_stats() == {"queued": 0, "written": 2000, "dropped": 0, "lost": 0, "write_errors": 0}
 
