@@ -70,20 +70,5 @@ def test_an_alert_as_json_has_all_that_is_in_the_store(store):
     store.versions.register(MODEL)
     store.alerts.insert(MODEL, replace(ALERT, notified_at=1.5, sources=("1.jpg", "2.jpg")))
     (alert,) = store.alerts.find()
-    assert alert.to_dict() == {
-        "id": 1,
-        "time": 1.0,
-        "metric": "accuracy",
-        "window": "short",
-        "level": "warning",
-        "status": "confirmed",
-        "value": 0.1,
-        "message": "m",
-        "details": "",
-        "cleared_at": None,
-        "notified_at": 1.5,
-        "acknowledged_at": None,
-        "acknowledged_by": None,
-        "sources": ["1.jpg", "2.jpg"],
-        "model_version": "1",
-    }
+    stored = {"id": 1, "notified_at": 1.5, "sources": ["1.jpg", "2.jpg"], "model_version": "1"}
+    assert alert.to_dict() == vars(ALERT) | stored

@@ -13,6 +13,8 @@ from toolkit.monitoring.store.export import export
 from toolkit.monitoring.store.model_versions import ModelVersion
 from toolkit.monitoring.store.predictions import PredictionStore
 
+COLUMNS = ["id", "time", "source", "model_version", "predicted_class", "confidence"]
+COLUMNS += ["label", "label_source", "label_time", "latency_ms"]
 ONE, TWO = ModelVersion("1", ("cat", "dog")), ModelVersion("2", ("dog", "fox"))
 
 
@@ -95,20 +97,7 @@ def test_one_version_or_a_time_is_chosen(filled, tmp_path):
 def test_a_version_without_predictions_is_an_empty_table(tmp_path):
     assert export(PredictionStore(str(tmp_path / "m.db")), tmp_path / "out.csv", ONE) == 0
     with (tmp_path / "out.csv").open() as file:
-        assert list(csv.reader(file)) == [
-            [
-                "id",
-                "time",
-                "source",
-                "model_version",
-                "predicted_class",
-                "confidence",
-                "label",
-                "label_source",
-                "label_time",
-                "latency_ms",
-            ]
-        ]
+        assert file.read().replace('"', "").split() == [",".join(COLUMNS)]
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is gone"), KeyboardInterrupt()])
