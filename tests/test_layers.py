@@ -205,14 +205,9 @@ def test_every_script_and_package_is_on_the_list():
 def fresh(code, folder):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     return subprocess.run(
-        [sys.executable, "-c", code],
-        check=False,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=MAX_WAIT_S,
+        [sys.executable, "-c", code], check=False, cwd=folder, capture_output=True, text=True, timeout=MAX_WAIT_S,
         env={**environment, "PYTHONPATH": str(ROOT)},
-    )
+    )  # fmt: skip
 
 
 UNWANTED = {  # what importing a script must not load, in an order in which none loads it for a later one

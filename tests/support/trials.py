@@ -2,6 +2,11 @@
 
 from toolkit.tuning.trial import Fold, Trial
 
+POINT = {  # of the full space
+    "learning_rate": 1e-4, "batch_size": 64, "epochs": 20, "image_size": 224, "model_type": "resnet18",
+    "optimizer": "adam", "weight_decay": 1e-4, "dropout": 0.25, "augmentation": 0.5, "patience": 10, "min_delta": 1e-4,
+}  # fmt: skip
+
 
 def fold(*curve, seconds=2.0, images=80):
     """A fold with this validation accuracy after each epoch."""

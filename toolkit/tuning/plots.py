@@ -32,8 +32,8 @@ def history_plot(trials: Sequence[Trial]) -> Figure:
 
     Examples
     --------
-    >>> history_plot([Trial(0, {}, "failed", reason="diverged")]).get_suptitle()
-    '1 trial, none complete'
+    >>> history_plot([]).texts[0].get_text()
+    'no trial has ended yet'
     """
     if not trials:
         return empty_figure("no trial has ended yet")

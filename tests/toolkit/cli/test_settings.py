@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ import pytest
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
+from support import MAX_WAIT_S
 from toolkit.cli.settings import Name, ScriptSettings, environment, parse, read_first, subcommand
 from toolkit.errors import SettingsError
 
@@ -167,39 +167,37 @@ def test_what_is_read_first_ends_the_script_only_when_it_is_wrong(capsys):
 def run(body, **variables):
     code = f"import time\nfrom toolkit.errors import DataError\nfrom toolkit.cli.settings import run_script\n{body}"
     return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, **variables},
-    )
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, **variables},
+    )  # fmt: skip
 
 
 def test_a_toolkit_error_ends_a_script_with_one_line_and_status_2():
     process = run("def main():\n    raise DataError('no images')\nrun_script(main)")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=MAX_WAIT_S)
     assert (process.returncode, err) == (2, "-c: error: no images\n")
 
 
 def test_errors_and_output_on_an_ascii_terminal():
     body = "def main():\n    print('é 猫')\n    raise DataError('no caf\\udce9\\nand\\x1b[2J é')\nrun_script(main)"
     process = run(body, PYTHONIOENCODING="ascii")
-    assert process.communicate(timeout=60) == ("\\xe9 \\u732b\n", "-c: error: no caf\\xe9\\nand\\x1b[2J \\xe9\n")
+    assert process.communicate(timeout=MAX_WAIT_S) == (
+        "\\xe9 \\u732b\n",
+        "-c: error: no caf\\xe9\\nand\\x1b[2J \\xe9\n",
+    )
     assert process.returncode == 2
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_unwind_the_stack(sent, status):
     body = (
-        "def main():\n    try:\n        print('up', flush=True)\n        time.sleep(60)\n"
+        "def main():\n    try:\n        print('up', flush=True)\n        time.sleep(600)\n"
         "    finally:\n        print('saved', flush=True)\nrun_script(main)"
     )
     process = run(body)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
-    time.sleep(0.1)
     process.send_signal(sent)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=MAX_WAIT_S)
     assert (process.returncode, out) == (status, "saved\n")
     assert "Traceback" not in err

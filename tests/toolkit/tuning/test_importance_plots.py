@@ -1,12 +1,9 @@
 """What decides comes out on top, what does not stays near zero, and every setting has its place."""
 
 import io
-from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from support.trials import trial
 from toolkit.tuning.importance_plots import MIN_TRIALS, importance_plot, importances, place
@@ -152,12 +149,3 @@ def test_place_of_a_value(dimension, value, where):
 def test_missing_values_have_no_place(dimension):
     assert np.isnan(place(dimension, None))
     assert np.isnan(place(Choice((16, 32)), 64))
-
-
-@given(st.floats(1e-8, 1e3), st.floats(1.1, 1e6), st.lists(st.floats(0, 1), min_size=2))
-def test_places_are_in_the_order_of_values(low, factor, shares):
-    for dimension in (Uniform(low, low * factor), LogUniform(low, low * factor)):
-        assert (place(dimension, low), place(dimension, low * factor)) == (0, pytest.approx(1))
-        places = [place(dimension, min(low * factor**share, low * factor)) for share in sorted(shares)]
-        assert all(-1e-9 <= at <= 1 + 1e-9 for at in places)
-        assert all(next_one >= at - 1e-9 for at, next_one in pairwise(places))

@@ -411,16 +411,23 @@ def require_whole(study, count, whole):
     assert of_study["metrics"] == [("best_so_far", number, 0.8125) for number in range(count + 1)]
 
 
-def test_a_kill_between_any_two_calls_loses_nothing(client, study, make_logger, whole):
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+def test_a_process_that_ends_within_any_call_loses_nothing(client, study, make_logger, whole, error):
+    """Before it ends by Ctrl-C, it marks the running trial as stopped."""
     ended_trials = []
     work(make_logger(study), ended_trials, TRIALS[:1])
     for last, trials in series():
-        study.client = Line(client, last, Killed())
+        study.client = Line(client, last, error())
+        logger = make_logger(study)
         try:
-            work(make_logger(study), ended_trials, trials)
+            work(logger, ended_trials, trials)
             break
-        except Killed:
+        except error:
             study.client = client
+        for trial in trials[len(ended_trials) :] if error is KeyboardInterrupt else ():
+            logger.on_trial_interrupted(proposal(trial))
+            (run,) = client.search_runs([study.experiment_id], f"tags.trial = '{last + 1}'")
+            assert run.info.status == "KILLED"
         work(make_logger(study), ended_trials, trials)
     assert last == 11  # run, settings; a fold's run, settings, metrics, end; metrics, the study's, tags, end
     study.client = client
@@ -436,28 +443,6 @@ def test_a_lost_answer_to_any_call_loses_nothing(client, study, make_logger, who
         if not (output := capsys.readouterr().out):
             break
         assert output.endswith(f": the connection broke off; {GONE.partition('; ')[2]}\n{BACK}\n")
-    assert last == 11
-    study.client = client
-    require_whole(study, last, whole)
-
-
-def test_ctrl_c_within_any_call_loses_nothing(client, study, make_logger, whole):
-    """Before the process ends, it marks the running trial as stopped."""
-    ended_trials = []
-    work(make_logger(study), ended_trials, TRIALS[:1])
-    for last, trials in series():
-        study.client = Line(client, last, KeyboardInterrupt())
-        logger = make_logger(study)
-        try:
-            work(logger, ended_trials, trials)
-            break
-        except KeyboardInterrupt:
-            study.client = client
-        for trial in trials[len(ended_trials) :]:
-            logger.on_trial_interrupted(proposal(trial))
-            (run,) = client.search_runs([study.experiment_id], f"tags.trial = '{last + 1}'")
-            assert run.info.status == "KILLED"
-        work(make_logger(study), ended_trials, trials)
     assert last == 11
     study.client = client
     require_whole(study, last, whole)

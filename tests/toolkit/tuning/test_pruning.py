@@ -5,7 +5,6 @@ from statistics import fmean, mean
 import numpy as np
 import pytest
 from hypothesis import assume, example, given
-from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from toolkit.tuning.pruning import CATCH_UP, EPOCHS_SHARE, Incumbent, prune_after_epoch, prune_after_fold
@@ -106,7 +105,6 @@ def test_a_trial_after_some_folds(so_far, incumbent, reason):
     assert prune_after_fold(so_far, len(incumbent.curves), incumbent) == reason
 
 
-@budget(deadline=None)
 @given(st.data(), incumbents())
 def test_a_trial_out_of_reach_could_not_have_won(data, incumbent):
     """The first rule is exact, to the last digit: also when all other folds have no mistake."""
@@ -119,7 +117,6 @@ def test_a_trial_out_of_reach_could_not_have_won(data, incumbent):
         assert fmean([*so_far, *rest]) <= fmean(incumbent.accuracies)
 
 
-@budget(deadline=None)
 @given(st.data(), incumbents())
 def test_pruning_by_the_worst_fold_or_by_chance(data, incumbent):
     """Conversely, a trial that perfect folds would make the best continues while chance could do so."""
@@ -135,7 +132,6 @@ def test_pruning_by_the_worst_fold_or_by_chance(data, incumbent):
     assert ahead < 1e-9 if "have to beat" in reason else reason or ahead > -1e-9
 
 
-@budget(deadline=None)
 @given(st.data(), incumbents())
 def test_a_trial_as_good_in_every_fold_is_not_pruned(data, incumbent):
     """As good in all of them and better in one: never pruned."""
@@ -194,7 +190,6 @@ def test_the_same_schedule_is_compared_epoch_by_epoch():
 curves = st.lists(some_accuracies, min_size=1, max_size=40)
 
 
-@budget(deadline=None)
 @given(curves, st.integers(0, 60), incumbents())
 def test_nothing_is_pruned_before_a_quarter_of_the_schedule(curve, more, incumbent):
     epochs = len(curve) + more
@@ -202,7 +197,6 @@ def test_nothing_is_pruned_before_a_quarter_of_the_schedule(curve, more, incumbe
     assert pruned is None or pruned > EPOCHS_SHARE * epochs >= 0.25
 
 
-@budget(deadline=None)
 @given(curves, st.integers(0, 60), incumbents())
 def test_a_pruned_curve_was_behind_every_fold_in_two_epochs(curve, more, incumbent):
     """Worked out without the function's own helpers: the reference is what the incumbent had, fold by fold."""
@@ -218,7 +212,6 @@ def test_a_pruned_curve_was_behind_every_fold_in_two_epochs(curve, more, incumbe
             assert max(curve[:done]) < max(same_share or fold[:1])
 
 
-@budget(deadline=None)
 @given(st.data(), incumbents(), st.integers(1, 40))
 def test_a_curve_as_good_after_every_epoch_is_not_pruned(data, incumbent, epochs):
     """As good as any one of the incumbent's folds is enough, whatever the schedule."""
@@ -227,7 +220,6 @@ def test_a_curve_as_good_after_every_epoch_is_not_pruned(data, incumbent, epochs
     assert epochs_until_pruned(own, epochs, incumbent) is None
 
 
-@budget(deadline=None)
 @given(incumbents())
 @example(Incumbent(0, ((0.4980884688231998,),) * 3 + ((0.5,),), epochs=2))  # the mean of three is an ulp below each
 def test_a_copy_of_the_incumbent_is_pruned_only_out_of_reach(incumbent):

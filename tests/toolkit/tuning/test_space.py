@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
+from support.trials import POINT
 from toolkit.errors import SettingsError
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.tuning.space import (
@@ -64,46 +65,23 @@ def points(documents):
 # --- what is searched ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("batch_size", [16, 32, 64, 128]),
-        ("image_size", [128, 224, 256]),
-        ("model_type", ["resnet18", "resnet18_backbone", "simple_cnn"]),
-        ("optimizer", ["adam", "sgd"]),
-        ("weight_decay", [0.0, 0.0001, 0.001]),
-    ],
-)
-def test_each_option_is_sampled_equally_often(name, options, points):
-    values = [point[name] for point in points]
-    assert sorted(set(values)) == options
-    assert {type(value) for value in values} == {type(options[0])}
-    assert min(values.count(option) for option in options) > 0.8 * len(points) / len(options)
-
-
-@pytest.mark.parametrize(("name", "low", "high"), [("epochs", 10, 50), ("patience", 3, 10)])
-def test_every_whole_number_is_sampled(name, low, high, points):
-    values = [point[name] for point in points]
-    assert set(values) == set(range(low, high + 1))
-    assert {type(value) for value in values} == {int}
-
-
-@pytest.mark.parametrize(
-    ("name", "low", "middle", "high"),
-    [
-        ("learning_rate", 1e-5, 1e-4, 1e-3),  # logarithmic: as many below 1e-4 as above
-        ("momentum", 0.9, 0.945, 0.99),
-        ("dropout", 0.1, 0.3, 0.5),
-        ("augmentation", 0.1, 0.3, 0.5),
-        ("min_delta", 1e-4, 5.5e-4, 1e-3),
-    ],
-)
-def test_an_interval_is_sampled_from_end_to_end(name, low, middle, high, points):
-    values = np.array([point[name] for point in points if name in point])
-    near = 0.02 * (high - low) if name != "learning_rate" else 0.1 * low
-    assert low <= values.min() < low + near
-    assert high - 0.1 * (high - low) < values.max() <= high
-    assert abs((values < middle).mean() - 0.5) < 0.08  # over three standard deviations of half of 250
+@pytest.mark.parametrize("name", FULL)
+def test_a_dimension_is_sampled_from_end_to_end(name, points):
+    """Every option and every whole number; of other intervals the outer fiftieth at either end."""
+    values, dimension = [point[name] for point in points if name in point], FULL[name]
+    if isinstance(dimension, Choice):
+        assert min(values.count(option) for option in dimension.options) > 0.8 * len(values) / len(dimension.options)
+        assert {type(value) for value in values} == {type(dimension.options[0])}
+    elif isinstance(dimension, Integers):
+        assert set(values) == set(range(dimension.low, dimension.high + 1))
+        assert {type(value) for value in values} == {int}
+    else:
+        change = math.log if isinstance(dimension, LogUniform) else float
+        low, high = change(dimension.low), change(dimension.high)
+        shares = [(change(value) - low) / (high - low) for value in values]
+        assert -1e-9 <= min(shares) < 0.02
+        assert 0.98 < max(shares) <= 1 + 1e-9
+        assert abs(np.mean(shares) - 0.5) < 0.08  # as many in one half as in the other, on the dimension's own scale
 
 
 def test_a_point_has_every_name_and_momentum_under_sgd_only(points):
@@ -141,28 +119,24 @@ def test_a_logarithmic_interval_contains_its_rounded_bounds():
     assert not LogUniform(0.003, 0.1).contains(0.002999999)
 
 
-ADAM = {
-    "learning_rate": 1e-4, "batch_size": 32, "epochs": 20, "image_size": 224, "model_type": "resnet18",
-    "optimizer": "adam", "weight_decay": 1e-4, "dropout": 0.25, "augmentation": 0.5, "patience": 10, "min_delta": 1e-4,
-}  # fmt: skip
-SGD = {**ADAM, "optimizer": "sgd", "momentum": 0.9}
+SGD = {**POINT, "optimizer": "sgd", "momentum": 0.9}
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},
-        {**ADAM, "momentum": 0.95},
+        {**POINT, "momentum": 0.95},
         {name: value for name, value in SGD.items() if name != "momentum"},
-        {name: value for name, value in ADAM.items() if name != "optimizer"},
-        {**ADAM, "label_smoothing": 0.1},
-        {**ADAM, "optimizer": "lion"},
-        {**ADAM, "learning_rate": 2e-3},
+        {name: value for name, value in POINT.items() if name != "optimizer"},
+        {**POINT, "label_smoothing": 0.1},
+        {**POINT, "optimizer": "lion"},
+        {**POINT, "learning_rate": 2e-3},
         {**SGD, "momentum": 0.5},
     ],
 )
 def test_points_outside_the_space(settings):
-    assert contains(FULL, ADAM)
+    assert contains(FULL, POINT)
     assert contains(FULL, SGD)
     assert not contains(FULL, settings)
     with pytest.raises(SettingsError, match=r"^the search space does not contain the point \{"):

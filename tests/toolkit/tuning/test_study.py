@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from support.trials import ended, fold, run_trial
+from support.trials import POINT, ended, fold, run_trial
 from toolkit.errors import DataError
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, contains
@@ -21,11 +21,6 @@ from toolkit.tuning.study import Study, StudyConfig, default_startup_trials
 from toolkit.tuning.trial import Trial
 
 RANDOM_ONLY = 10**9  # start-up trials: more than any study here has
-
-POINT = {
-    "learning_rate": 1e-4, "batch_size": 64, "epochs": 20, "image_size": 224, "model_type": "resnet18",
-    "optimizer": "adam", "weight_decay": 1e-4, "dropout": 0.25, "augmentation": 0.5, "patience": 10, "min_delta": 1e-4,
-}  # fmt: skip
 
 
 def run(study, trials, score):
@@ -194,14 +189,10 @@ def test_a_study_of_failures_continues():
 def test_a_pruned_trial_has_a_higher_loss_than_the_best():
     """Its few folds may be lucky ones."""
     study = Study(StudyConfig(QUICK, seed=0))
-    for accuracy, state in (
-        (0.75, "complete"),
-        (0.9375, "pruned"),
-        (0.75, "pruned"),
-        (0.5, "pruned"),
-        (0.25, "complete"),
-    ):
-        run_trial(study, accuracy, state)
+    run_trial(study, 0.75)
+    for accuracy in (0.9375, 0.75, 0.5):
+        run_trial(study, accuracy, "pruned")
+    run_trial(study, 0.25)
     just_worse = 1 - (0.75 - 1e-9)
     assert losses(study) == [0.25, just_worse, just_worse, 0.5, 0.75]
     study.ask()
@@ -222,7 +213,7 @@ def test_the_loss_of_a_pruned_trial_is_its_lag_in_the_shared_folds():
 states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "pruned"])))
 
 
-@budget(max_examples=25, deadline=None)
+@budget(max_examples=25)
 @given(states.filter(bool))
 def test_no_pruned_trial_has_the_loss_of_the_best(ends):
     study = Study(
@@ -437,7 +428,7 @@ def assert_resumes(make, entries, proposals):
         assert through_text(recorded) == through_text(entries[: len(recorded)])
 
 
-@budget(max_examples=3, deadline=None)
+@budget(max_examples=3)
 @given(st.integers(0, 2**31))
 def test_a_resumed_study_proposes_the_same_rest(seed):
     """Trials of every state, two at a time and out of order, with initial points and earlier trials."""
@@ -485,13 +476,9 @@ def test_another_process_proposes_the_same():
     study = Study(StudyConfig(FULL, 7, n_startup_trials=4), record=entries.append)
     worked(study, 10, np.random.default_rng(7))
     found = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER_PROCESS],
-        input=json.dumps(entries),
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONHASHSEED": "12345"},
-    )
+        [sys.executable, "-c", IN_ANOTHER_PROCESS], input=json.dumps(entries), capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONHASHSEED": "12345"},
+    )  # fmt: skip
     assert json.loads(found.stdout) == study.ask().settings
 
 

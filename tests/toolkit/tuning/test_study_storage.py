@@ -76,17 +76,6 @@ def test_every_field_decides_on_the_proposals():
         assert proposals(Study(config(**{"earlier": [], **changes}))) != expected
 
 
-def test_a_study_is_recorded_and_resumed():
-    entries = []
-    study = Study(config(), record=entries.append)
-    run_trial(study, 0.5)
-    proposal = study.ask()
-    again = Study(config(), [{"run": "abc"}, *entries])
-    assert again.trials == study.trials
-    assert again.under_way == {1: proposal}
-    assert again.ask() == study.ask()
-
-
 def broken_configs():
     values = config().json()
     for name in ("space", "seed", "n_startup_trials", "prune", "earlier"):
