@@ -780,7 +780,7 @@ class ModelMonitor:
     @property
     def store_problem(self) -> str | None:
         """Why the last write of this process failed; None when it succeeded."""
-        return self._logger.problem
+        return self._logger.queue.problem
 
     def _refreshed(self) -> StreamState:
         """The windows of the model version, with all that was logged so far."""

@@ -16,17 +16,7 @@ UNNAMED_VERSION = "unversioned"  # of a model that is logged without a name
 
 
 class ModelSelection:
-    """The version that this process serves, else the requested one, else the one served last by the store.
-
-    Parameters
-    ----------
-    store
-        Where versions are registered.
-    clock
-        Seconds since 1970.
-    requested
-        Name of the version to log or read; None for the one served last.
-    """
+    """The version that this process serves, else the requested one, else the one served last by the store."""
 
     def __init__(self, store: PredictionStore, clock: Callable[[], float], requested: str | None) -> None:
         self._store, self._clock, self._requested = store, clock, requested

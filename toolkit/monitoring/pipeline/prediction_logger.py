@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 
-from toolkit.errors import first_line
 from toolkit.monitoring.pipeline.model_selection import ModelSelection
 from toolkit.monitoring.pipeline.worker import MonitorConfig, MonitoringWorker
 from toolkit.monitoring.store.background_writer import BATCH, BackgroundWriter
@@ -13,15 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class PredictionLogger:
-    """A queue of predictions, written by a background thread that then evaluates the served version.
-
-    Parameters
-    ----------
-    store, models, worker
-        Where predictions go, which version is served, and what evaluates it.
-    config
-        Its clock, and whether predictions are dropped while the queue is full.
-    """
+    """A queue of predictions, written by a background thread that then evaluates the served version."""
 
     def __init__(
         self, store: PredictionStore, models: ModelSelection, worker: MonitoringWorker, config: MonitorConfig
@@ -29,7 +20,6 @@ class PredictionLogger:
         self._store, self._models, self._worker, self._clock = store, models, worker, config.clock
         self._new_labels = 0  # since the last batch
         self._has_repeats = False  # whether an id was in the store already
-        self.problem: str | None = None  # why the last write failed
         self.queue: BackgroundWriter[LoggedPrediction] = BackgroundWriter(self._write, drop=config.drop_when_full)
 
     def add_labels(self, count: int) -> None:
@@ -39,15 +29,6 @@ class PredictionLogger:
             self.queue.wake()
 
     def _write(self, batch: Sequence[LoggedPrediction]) -> float | None:
-        try:
-            pause = self._write_and_evaluate(batch)
-        except Exception as error:
-            self.problem = first_line(error)
-            raise
-        self.problem = None
-        return pause
-
-    def _write_and_evaluate(self, batch: Sequence[LoggedPrediction]) -> float | None:
         """Store a batch; return in how many seconds the next evaluation is due, None when nothing is new."""
         model = self._models.unregistered
         if model is not None:

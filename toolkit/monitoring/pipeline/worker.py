@@ -67,16 +67,7 @@ class MonitorConfig:
 class MonitoringWorker:
     """Evaluates alerts and maintains the store for the version that this process serves.
 
-    Parameters
-    ----------
-    store
-        Predictions, labels, rollups and alerts.
-    thresholds
-        Sizes at which levels begin; those of the checkpoint in the store when None.
-    notifiers
-        Where alerts are sent.
-    config
-        What is kept, and how often alerts are evaluated.
+    ``thresholds`` are those of the checkpoint in the store when None.
     """
 
     def __init__(
@@ -104,8 +95,6 @@ class MonitoringWorker:
 
         Parameters
         ----------
-        model
-            The version being served.
         new_rows
             Predictions and labels since the last call.
         is_busy

@@ -124,7 +124,7 @@ class BackgroundWriter(Generic[Item]):
         if not self._drop and len(self._items) >= self._capacity:
             self._notify(True)
             if not self._changed.wait_for(lambda: len(self._items) < self._capacity, PUT_TIMEOUT_S):
-                cause = f": {first_line(self._failure)}" if self._failure else ""
+                cause = f": {self.problem}" if self.problem else ""
                 raise StoreError(
                     f"{put:,} of {wanted:,} predictions were logged: {self._capacity:,} wait to be stored, and the"
                     f" store has taken nothing for {PUT_TIMEOUT_S:g} s{cause}"
@@ -135,6 +135,11 @@ class BackgroundWriter(Generic[Item]):
     def backlog(self) -> int:
         """Items that wait, without the batch being written."""
         return len(self._items)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last write failed; None when it succeeded."""
+        return first_line(self._failure) if self._failure else None
 
     def wake(self) -> None:
         """Have ``write`` called soon even if no item arrives."""
