@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.prediction_fixtures import alert_of
@@ -18,7 +18,7 @@ ALERT = alert_of()
 
 
 def metrics(right, n=200, usual=1000):
-    """The figures of ``n`` labelled predictions, beside 2,000 held-out images of which ``usual`` were right."""
+    """The metrics of ``n`` labelled predictions and of 2,000 held-out images of which ``usual`` were right."""
     sure = np.tile(np.array([0.75, 0.25], np.float16), (2000, 1))
     bins = ReferenceBins(CLASSES, Baseline(CLASSES, sure, np.arange(2000) >= usual))
     labels = (np.arange(n) >= right).astype(int)
@@ -28,6 +28,7 @@ def metrics(right, n=200, usual=1000):
 
 
 @given(st.integers(0, 200), st.sampled_from([0, 3, 60, 200]), st.sampled_from([40, 1000, 1700, 2000]))
+@settings(max_examples=40)
 def test_a_report_has_no_negative_drop(right, n, usual):
     lines = report.metrics_text(metrics(min(right, n), n, usual))
     (line,) = (line for line in lines if line.startswith("degradation:"))

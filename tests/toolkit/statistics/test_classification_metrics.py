@@ -21,7 +21,7 @@ def sums(matrix):
 
 
 @given(CASES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_scores_are_scikit_learns(cases):
     k, pairs = cases
     labels, predicted = np.array(pairs).T

@@ -1,6 +1,6 @@
 """Summaries of the last 1,000, the last 10,000 and all predictions of a model version."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,15 +52,7 @@ class RollingWindows:
         return self._counts[window]
 
     def add(self, rows: Predictions) -> None:
-        """Add newer predictions, oldest first, with the labels that they have.
-
-        Parameters
-        ----------
-        rows
-            Their sequence numbers must grow and exceed those before; without any, they are numbered from 0.
-        """
-        if not len(rows.sequence):
-            rows = replace(rows, sequence=self._added + np.arange(rows.n))
+        """Add newer predictions, in the order of their sequence numbers, with the labels that they have."""
         for part in self.bins.bin(rows):
             self._add(part)
 

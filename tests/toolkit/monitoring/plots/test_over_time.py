@@ -1,4 +1,4 @@
-"""The figures over time: what is drawn is what was counted, and they exist whatever the data."""
+"""The plots over time: what is drawn is what was counted, and they exist whatever the data."""
 
 from dataclasses import replace
 
@@ -49,6 +49,12 @@ def values_of(line, n):
     return y[1:-2]
 
 
+def heights_of(axes, label):
+    """The heights of the corners of a band, (n, 1)."""
+    (band,) = [each for each in axes.collections if each.get_label() == label]
+    return np.concatenate([path.vertices[:, 1:] for path in band.get_paths()])
+
+
 def legend_of(axes):
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -69,12 +75,11 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_array_equal(dots.get_ydata(), expected)
     middles = [part.time[[0, -1]].mean() / DAY for part in parts(window)]
     np.testing.assert_allclose(dots.get_xdata(), middles)
-    (band,) = [each for each in upper.collections if each.get_label() == "95 % interval"]
-    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    heights = heights_of(upper, "95 % interval")
     for r, n, point in zip(right, labels, timeline([], [window], BINS).points, strict=True):
         if n:
             kept = effective_labels(point)
-            assert np.isclose(heights[:, None], wilson(r / n * kept, kept)).any(axis=0).all()
+            assert np.isclose(heights, wilson(r / n * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_a_gap_without_labels_the_estimate_none():
@@ -91,25 +96,22 @@ def test_accuracy_has_a_gap_without_labels_the_estimate_none():
 def test_the_estimate_without_labels_has_an_interval():
     window = rows_of(1_000, labelled=lambda i: i < 0)
     upper = accuracy_of(window).axes[0]
-    assert "its 95 % interval" in legend_of(upper)
-    (band,) = [each for each in upper.collections if each.get_label() == "its 95 % interval"]
-    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    heights = heights_of(upper, "its 95 % interval")
     for point in timeline([], [window], BINS).points:
         guess = BINS.estimator.from_sums(point.score_sums, point.n_finite, point.effective_n)
-        assert np.isclose(heights[:, None], [guess.low, guess.high]).any(axis=0).all()
+        assert np.isclose(heights, [guess.low, guess.high]).any(axis=0).all()
 
 
 def test_labels_in_bursts_have_a_wider_interval():
     rows, bursts = rows_of(50, broken=0), np.repeat(np.arange(50), 20)
     many = {name: getattr(rows, name)[bursts] for name in ("predicted", "confidence", "labels", "probabilities")}
     window = replace(rows_of(1_000), **many)
-    (band,) = [each for each in accuracy_of(window).axes[0].collections if each.get_label() == "95 % interval"]
-    heights = np.concatenate([path.vertices[:, 1] for path in band.get_paths()])
+    heights = heights_of(accuracy_of(window).axes[0], "95 % interval")
     labelled = [point for point in timeline([], [window], BINS).points if point.n_labels]
     assert sum(map(effective_labels, labelled)) < sum(point.n_labels for point in labelled) / 2
     for point in labelled:
         kept, share = effective_labels(point), point.n_correct / point.n_labels
-        assert np.isclose(heights[:, None], wilson(share * kept, kept)).any(axis=0).all()
+        assert np.isclose(heights, wilson(share * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_the_reference_and_the_levels_below_it():
@@ -260,7 +262,7 @@ def test_inputs_that_drifted_are_red_and_say_what_changed():
     assert (band.y0, band.y1) == pytest.approx(tuple(usual), abs=0.005)
 
 
-def test_inputs_nobody_can_compare_are_said_to_be_so():
+def test_inputs_without_statistics_say_so():
     line = timeline([], [rows_of(100)], BARE)
     assert texts(over_time.inputs("3", line, BARE))[0].startswith("Nothing is known of the images")
 
@@ -287,7 +289,7 @@ def all_figures(window, bins, alerts=()):
     ("n", "bins", "broken", "span"),
     [(1, BINS, 0, 0), (130, BINS, 1, DAY), (60, BARE, 0, 0)],
 )
-def test_every_figure_is_drawn_whatever_the_data(n, bins, broken, span):
+def test_every_plot_is_drawn_whatever_the_data(n, bins, broken, span):
     window = rows_of(n, span, labelled=lambda i: i < 60, broken=broken)
     metrics = ("accuracy", "confidence_distribution", "prediction_distribution", "non_finite")
     alerts = [alert_of(metric, level="warning") for metric in metrics]

@@ -1,4 +1,4 @@
-"""The figures of one moment: drift in units of what matters, and the reliability diagram."""
+"""The plots of the present windows: drift in units of what matters, and the reliability diagram."""
 
 from dataclasses import replace
 

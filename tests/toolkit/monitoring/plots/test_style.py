@@ -33,7 +33,7 @@ def axes_of():
     return Figure(layout="constrained").subplots()
 
 
-@pytest.mark.parametrize("seconds", [601, 3_600, 7_200, 86_400, 3 * 86_400, 20 * 86_400, 70 * 86_400, 500 * 86_400])
+@pytest.mark.parametrize("seconds", [601, 7_200, 86_400, 20 * 86_400, 500 * 86_400])
 @pytest.mark.parametrize("few", [True, False])
 def test_any_span_has_a_few_dates_that_do_not_overlap(seconds, few):
     axes, line = axes_of(), line_of(seconds)

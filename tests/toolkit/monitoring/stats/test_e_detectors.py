@@ -90,7 +90,7 @@ def test_alarms_equal_the_sum_over_all_starts(right):
 
 
 def test_a_bet_on_ranks_is_fair():
-    shares = (np.arange(4000) + 0.5) / 4000  # with nothing but ties, the tie breaker is the rank
+    shares = (np.arange(2000) + 0.5) / 2000  # with nothing but ties, the tie breaker is the rank
     worths = []
     for share in shares:
         detector = RankDetector(np.ones(1000), run_length=A)
@@ -191,7 +191,7 @@ def test_a_class_that_disappears_is_found_and_named():
 def test_the_begin_of_a_change_is_estimated():
     rng = np.random.default_rng(6)
     misses = []
-    for _ in range(40):
+    for _ in range(25):
         detector = ErrorDetector(right=9000, n=10_000, run_length=1e5)
         alarms = detector.update(np.r_[rng.random(300) < 0.9, rng.random(300) < 0.7])
         misses.append(alarms[0].index - alarms[0].length + 1 - 300)
@@ -199,26 +199,13 @@ def test_the_begin_of_a_change_is_estimated():
     assert np.quantile(np.abs(misses), 0.9) < 60
 
 
-def test_a_thousand_classes():
-    rng = np.random.default_rng(7)
-    detector = ClassDetector(np.full(1000, 10), run_length=1e5)
-    assert detector.update(rng.integers(1000, size=2000)) == []
-    alarm = detector.update(np.where(rng.random(300) < 0.3, 17, rng.integers(1000, size=300)))[0]
-    assert (alarm.change, alarm.label) == ("more frequent", 17)
-
-
 # The state
-
-
-def cut(values, places):
-    return np.split(np.asarray(values), sorted(places))
 
 
 def run(detector, batches):
     """Alarms with places in the whole stream, and the evidence at its end."""
     alarms, offset = [], 0
-    for batch in batches:
-        columns = batch if isinstance(batch, tuple) else (batch,)
+    for columns in batches:
         alarms += [(a.index + offset, a.length, a.evidence, a.change, a.label) for a in detector.update(*columns)]
         offset += len(columns[0])
     return alarms, detector.evidence
@@ -238,11 +225,9 @@ CODES = {"labels": [0, 1], "values": [0.0, 0.05, 0.5, 2.0, math.nan], "classes":
 def test_detectors_do_not_depend_on_batches(kind, data):
     values = np.array(data.draw(st.lists(st.sampled_from(CODES[kind]), max_size=80)), type(CODES[kind][0]))
     places = data.draw(st.lists(st.integers(0, len(values)), max_size=6))
-    batches = cut(values, places)
-    if kind == "values":
-        batches = list(zip(batches, cut(uniform_ties(np.arange(len(values))), places), strict=True))
-        values = (values, uniform_ties(np.arange(len(values))))
-    assert run(MAKERS[kind](), batches) == run(MAKERS[kind](), [values])
+    columns = (values, uniform_ties(np.arange(len(values)))) if kind == "values" else (values,)
+    batches = zip(*(np.split(column, sorted(places)) for column in columns), strict=True)
+    assert run(MAKERS[kind](), batches) == run(MAKERS[kind](), [columns])
 
 
 def stream_of(kind, n, seed=0):

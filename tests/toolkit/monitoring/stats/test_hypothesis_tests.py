@@ -37,7 +37,7 @@ def test_ks_p_value_is_close_to_the_exact_one(n, m, shift):
 
 
 @given(st.lists(counts, min_size=1, max_size=6))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 def test_ks_statistics_are_scipys(pieces):
     windows = [np.array(piece) + 1 for piece in pieces]
     references = [window[::-1] for window in windows]
@@ -82,13 +82,12 @@ def test_one_rare_class_keeps_level_and_power(lonely):
     more[[0, 9]] += -0.008, 0.008
     reference = rng.multinomial(10_000, shares, 1500)
 
-    def found(now, alpha=0.05):
+    def found(now):
         windows = rng.multinomial(1000, now, 1500)
-        return np.mean([chi_square(*pair).p_value < alpha for pair in zip(windows, reference, strict=True)])
+        return np.mean([chi_square(*pair).p_value < 0.05 for pair in zip(windows, reference, strict=True)])
 
     def found_without(now):
-        windows = rng.multinomial(1000, now, 1500)
-        tables = [np.stack([window[:9], usual[:9]]) for window, usual in zip(windows, reference, strict=True)]
+        tables = np.stack([rng.multinomial(1000, now, 500)[:, :9], reference[:500, :9]], axis=1)
         return np.mean([stats.chi2_contingency(table, correction=False).pvalue < 0.05 for table in tables])
 
     assert 0.036 < found(shares) < 0.062
@@ -130,13 +129,6 @@ def test_sparse_chi_square_is_close_to_a_permutation_test(k, n, m):
         outcome = sparse_chi_square(window, reference)
         trials = dealt(window, reference, rng, 4000)
         assert outcome.p_value == pytest.approx((trials >= outcome.statistic).mean(), abs=0.025)
-
-
-def test_sparse_chi_square_statistic_is_scipys():
-    rng = np.random.default_rng(12)
-    window, reference = rng.multinomial(300, np.full(80, 1 / 80)), rng.multinomial(900, np.full(80, 1 / 80))
-    expected = stats.chi2_contingency(np.stack([window, reference]), correction=False)
-    assert sparse_chi_square(window, reference).statistic == pytest.approx(expected.statistic)
 
 
 def test_a_change_among_a_thousand_rare_classes_is_found():
@@ -199,15 +191,6 @@ def test_chi_square_does_not_depend_on_order(values):
     assert total_variation(window, 3 * window) == pytest.approx(0, abs=1e-12)
     other = window[::-1].copy()
     assert chi_square(window[order], other[order]).p_value == pytest.approx(chi_square(window, other).p_value)
-
-
-@given(counts, counts)
-def test_total_variation_is_half_the_distance_and_symmetric(first, second):
-    k = min(len(first), len(second))
-    a, b = np.array(first[:k]) + 1, np.array(second[:k]) + 1
-    by_hand = sum(abs(x / a.sum() - y / b.sum()) for x, y in zip(a, b, strict=True)) / 2
-    assert total_variation(a, b) == pytest.approx(by_hand)
-    assert 0 <= total_variation(a, b) == pytest.approx(total_variation(b, a))
 
 
 def test_mean_shift_is_welchs_test():

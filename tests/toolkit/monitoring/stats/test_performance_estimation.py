@@ -163,7 +163,7 @@ def judged(estimator, probabilities, share=1.0):
 
 def test_a_missing_class_is_no_degradation(digits):
     model, estimator, images, labels = digits
-    for gone in range(10):
+    for gone in range(0, 10, 3):
         metrics = judged(estimator, model.predict_proba(images[labels != gone]))
         assert metrics.level == "ok", gone
         assert abs(metrics.degradation) < 0.05, gone

@@ -1,5 +1,7 @@
 """Rolling windows equal windows counted from scratch, for any order of predictions and labels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -53,7 +55,7 @@ def test_windows_without_finite_predictions():
     broken = window_of(1_300, np.random.default_rng(2), broken=1.0)
     assert_counts(fed(broken, [700]), broken)
     joined = Predictions.concatenate([LONG.last(900), broken])
-    joined = Predictions(**{**joined.__dict__, "sequence": np.arange(joined.n)})
+    joined = replace(joined, sequence=np.arange(joined.n))
     assert_counts(fed(joined, [10, 950]), joined)
 
 
@@ -64,33 +66,28 @@ def test_labels_may_come_at_any_time_and_change(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     first_part, now = data.draw(st.integers(1, 2_000)), np.full(2_000, -1)
     rolling = RollingWindows(BINS)
-    rolling.add(Predictions(**{**window.slice(0, first_part).__dict__, "labels": now[:first_part]}))
+    rolling.add(replace(window.slice(0, first_part), labels=now[:first_part]))
     for _ in range(3):
         rows = rng.integers(0, first_part, rng.integers(0, 300))
         new = rng.integers(-1, 3, len(rows))
         for row in np.unique(rows):  # the last of several counts
             new[rows == row] = new[rows == row][-1]
         rows, first = np.unique(rows, return_index=True)
-        rolling.label(
-            window.sequence[rows],
-            old=now[rows],
-            new=new[first],
-            predicted=window.predicted[rows],
-            confidence=window.confidence[rows],
-        )
+        predictions = {name: getattr(window, name)[rows] for name in ("predicted", "confidence")}
+        rolling.label(window.sequence[rows], old=now[rows], new=new[first], **predictions)
         now[rows] = new[first]
-    rolling.add(Predictions(**{**window.slice(first_part, 2_000).__dict__, "labels": now[first_part:]}))
-    assert_counts(rolling, Predictions(**{**window.__dict__, "labels": now}))
+    rolling.add(replace(window.slice(first_part, 2_000), labels=now[first_part:]))
+    assert_counts(rolling, replace(window, labels=now))
 
 
 def test_of_two_labels_in_one_call_the_last_counts():
     window = LONG.last(1_000)
-    rolling = fed(Predictions(**{**window.__dict__, "labels": np.full(1_000, -1)}), [])
+    rolling = fed(replace(window, labels=np.full(1_000, -1)), [])
     rows, labels = np.array([500, 500]), np.full(1_000, -1)
     rolling.label(window.sequence[rows], old=[-1, 2], new=[2, 0], predicted=window.predicted[rows],
                   confidence=window.confidence[rows])  # fmt: skip
     labels[500] = 0
-    assert_counts(rolling, Predictions(**{**window.__dict__, "labels": labels}))
+    assert_counts(rolling, replace(window, labels=labels))
 
 
 def test_a_late_label_counts_in_the_long_window_only():
@@ -110,14 +107,6 @@ def test_earlier_counts_belong_to_the_long_window():
     assert rolling.counts("medium") == BINS.count(newer)
 
 
-def test_predictions_without_sequence_are_numbered():
-    window = Predictions(**{**LONG.last(600).__dict__, "sequence": np.zeros(0, np.int64), "labels": np.full(600, -1)})
-    rolling = fed(window, [100, 200])
-    row = int(np.flatnonzero(window.predicted >= 0)[0])
-    rolling.label(row, old=-1, new=1, predicted=window.predicted[row], confidence=window.confidence[row])
-    assert rolling.counts("short").n_labels == 1
-
-
 def test_rolling_windows_take_little_memory():
     rng = np.random.default_rng(3)
     bins = ReferenceBins(names(10), baseline_of(2_000, rng, k=10))
@@ -131,7 +120,7 @@ def test_rolling_windows_take_little_memory():
 def test_returned_summaries_never_change():
     rolling = fed(LONG.last(1_500), [])
     given_out, again = rolling.counts("short"), BINS.count(LONG.last(1_000))
-    rolling.add(Predictions(**{**LONG.last(300).__dict__, "sequence": LONG.n + np.arange(300)}))
+    rolling.add(replace(LONG.last(300), sequence=LONG.n + np.arange(300)))
     assert given_out == again
 
 
