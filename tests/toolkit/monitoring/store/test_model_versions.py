@@ -13,13 +13,8 @@ CLASSES = ("cat", "dog")
 
 
 def test_the_current_version_is_the_one_served_last(store):
-    first, second, shadow = (
-        ModelVersion("1", CLASSES, None, 1.0),
-        ModelVersion("2", CLASSES, None, 2.0),
-        ModelVersion("3", CLASSES),
-    )
-    for model in (first, second, shadow):
-        store.versions.register(model)
+    for name, served_at in (("1", 1.0), ("2", 2.0), ("3", None)):
+        store.versions.register(ModelVersion(name, CLASSES, None, served_at))
     assert store.versions.current().version == "2"
     store.versions.register(ModelVersion("1", CLASSES, None, 3.0))
     current = store.versions.current()

@@ -62,9 +62,10 @@ def test_rows_become_rollups_when_there_are_enough(store, prediction):
     assert contents(store)[2][0] == [13, 14, 16, 17]
 
 
-def test_so_many_are_written_at_a_time(store, prediction):
-    store.write([prediction(i, MODEL) for i in range(12)])
-    assert [write_due_rollups(store, MODEL, make, at_most=2) for _ in range(3)] == [2, 1, 0]
+def test_so_many_are_written_and_deleted_at_a_time(store, prediction):
+    store.write([prediction(i, MODEL) for i in range(20)])
+    assert [write_due_rollups(store, MODEL, make, at_most=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [delete_expired(store, keep_rows=6, at_most=2) for _ in range(3)] == [8, 4, 0]
 
 
 def test_a_label_reaches_its_rollup_however_late(store, prediction):
@@ -135,14 +136,6 @@ def test_several_old_rollups_become_one_and_add_up_to_the_same(store, prediction
     assert read_rollups(store, MODEL)[-1].number == 30
 
 
-def test_a_label_of_deleted_rows_is_refused(store, prediction):
-    store.write([prediction(i, MODEL) for i in range(12)])
-    write_due_rollups(store, MODEL, make)
-    delete_expired(store, keep_rows=8)
-    with pytest.raises(UnknownPrediction, match="there is no prediction 0000000000000001"):
-        store.labels.insert({1: "dog"}, "user", 0.0)
-
-
 def test_rows_go_by_age_or_number_but_never_what_a_window_needs(store, prediction):
     store.write([prediction(i, MODEL, time=i * SECONDS_PER_DAY) for i in range(20)])
     write_due_rollups(store, MODEL, make)
@@ -156,12 +149,6 @@ def test_rows_go_by_age_or_number_but_never_what_a_window_needs(store, predictio
     assert len(read_rollups(store, MODEL)) == 5
 
 
-def test_so_many_are_deleted_at_a_time(store, prediction):
-    store.write([prediction(i, MODEL) for i in range(20)])
-    write_due_rollups(store, MODEL, make)
-    assert [delete_expired(store, keep_rows=6, at_most=2) for _ in range(3)] == [8, 4, 0]
-
-
 def test_rows_that_are_not_counted_or_have_a_label_that_is_not_stay(store, prediction):
     store.write([prediction(i, MODEL) for i in range(20)])
     assert delete_expired(store, keep_rows=6) == 0
@@ -171,6 +158,8 @@ def test_rows_that_are_not_counted_or_have_a_label_that_is_not_stay(store, predi
     write_due_rollups(store, MODEL, make)
     assert delete_expired(store, keep_rows=6) == 12
     assert contents(store)[0][2] == [-1, 1, -1, -1]
+    with pytest.raises(UnknownPrediction, match="there is no prediction 0000000000000001"):
+        store.labels.insert({1: "cat"}, "user", 0.0)
 
 
 def test_a_label_that_comes_at_the_last_moment_is_not_lost(store, prediction, monkeypatch):
