@@ -135,27 +135,17 @@ def _apply(
         alerts.c.window == window,
         alerts.c.cleared_at.is_(None),
     )
-    event, level, status = transition.change
+    (event, level, status), finding = transition.change, transition.finding
     before = _read(connection, *same)
-    if event in ("raised", "escalated"):
+    if event != "reminder":
         connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
-        finding = transition.finding
+    if event in ("raised", "escalated"):
         alert = Alert(
-            time=transition.time,
-            metric=metric,
-            window=window,
-            level=level,
-            status=status,
-            value=finding.value or 0.0,
-            message=finding.alert_text(level),
-            details=finding.text.details,
-            notified_at=now,
-            sources=tuple(sources),
-        )
+            time=transition.time, metric=metric, window=window, level=level, status=status, value=finding.value or 0.0,
+            message=finding.alert_text(level), details=finding.text.details, notified_at=now, sources=tuple(sources),
+        )  # fmt: skip
         connection.execute(alerts.insert().values(model=model, **alert.to_row()))
         return _read(connection, *same)
-    if event == "cleared":
-        connection.execute(alerts.update().where(*same).values(cleared_at=transition.time))
     return before
 
 

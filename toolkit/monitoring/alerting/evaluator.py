@@ -103,7 +103,7 @@ class AlertEvaluator:
         repeat_interval: float = math.inf,
     ) -> None:
         self.position = 0  # predictions and labels processed
-        self._sequence = self._label = 0  # numbers of the last prediction and of the last label
+        self.sequence = self.label = 0  # numbers of the last prediction and of the last label
         self.detectors = DetectorSet(bins.baseline, thresholds.max_false_alarms_per_million)
         self._bins = bins
         self._thresholds = thresholds
@@ -141,7 +141,7 @@ class AlertEvaluator:
             self.add(rows.slice(row, next_row))
             self.add_labels(labels.take(np.flatnonzero(counted[label:next_label]) + label))
             if next_label > label:
-                self._label = int(labels.number[next_label - 1])
+                self.label = int(labels.number[next_label - 1])
             is_row = next_row > row and ends[next_row - 1] == cut
             now = float(rows.time[next_row - 1] if is_row else labels.time[next_label - 1])
             due_now = (self.position + cut - done) % EVALUATION_INTERVAL == 0 or any(
@@ -159,7 +159,7 @@ class AlertEvaluator:
         """Count predictions with their labels without evaluating anything: those before a restored state."""
         if rows.n:
             self._rolling.add(rows)
-            self._sequence = int(rows.sequence[-1])
+            self.sequence = int(rows.sequence[-1])
 
     def add_labels(self, labels: LabelRows) -> None:
         """Count labels, without evaluating anything."""
@@ -224,7 +224,7 @@ class AlertEvaluator:
                 finding = found if found is short else found.inhibited(short, inhibiting)
                 change = self._advance(finding, now, finding.metric in alarms, intervals)
                 if change is not None:
-                    place = self.position, self.counts("long").n, self._sequence, self._label
+                    place = self.position, self.counts("long").n, self.sequence, self.label
                     transitions.append(Transition(*place, now, finding, change))
         return transitions
 
@@ -261,7 +261,7 @@ class AlertEvaluator:
 
     def restore(self, position: int, label: int, state: Mapping[str, Any]) -> None:
         """Resume from a state and the last label before it, once the predictions before it were added."""
-        self.position, self._label = position, label
+        self.position, self.label = position, label
         self.detectors.restore(state["detectors"])
         self._alarms = {metric: Alarm(**alarm) for metric, alarm in state["alarms"].items()}
         self._states = {

@@ -11,7 +11,6 @@ import logging
 import operator
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -60,8 +59,8 @@ class StreamState:
         self.bins = ReferenceBins(model.classes, model.baseline)
         self._store = store
         self._given = thresholds
-        self._evaluator: AlertEvaluator | None = None
-        self._checkpoint = Checkpoint()  # the position in the stream; ``progress`` adds the state
+        self._checkpoint = Checkpoint()  # from which this state resumed
+        self._evaluator = AlertEvaluator(self.bins, self.thresholds)
         self._transitions: list[Transition] = []  # not yet written
         self._ahead: list[Rollup] = []  # rollups that contain labels which are still to come in the stream
         self._change_token: tuple[str, int, int] | None = None  # of the store at the last refresh
@@ -76,12 +75,12 @@ class StreamState:
     def evidence(self) -> dict[str, float | None]:
         """The evidence of each detector, by metric; see ``DetectorSet``."""
         with self._lock:
-            return (self._evaluator or self._new_evaluator(self.bins.empty())).detectors.evidence
+            return self._evaluator.detectors.evidence
 
     def counts(self, window: str) -> WindowSummary:
         """Counts of the ``short``, ``medium`` or ``long`` window."""
         with self._lock:
-            return self._evaluator.counts(window) if self._evaluator else self.bins.empty()
+            return self._evaluator.counts(window)
 
     def refresh(self) -> Self:
         """Process the predictions and labels since the last refresh."""
@@ -89,27 +88,20 @@ class StreamState:
             token = self._store.change_token()
             if token is None or token == self._change_token:
                 return self
+            if self._change_token is None or self._is_outdated(token[0]):
+                self._load()
             evaluator = self._evaluator
-            if evaluator is None or self._is_outdated(token[0]):
-                evaluator = self._load()
-            start = self._checkpoint
-            for events in read_events(self._store, self.model, start.sequence, start.label, token[1:]):
-                rows, labels, _ = events
-                self._transitions += evaluator.process(events, self._uncounted(labels))
-                self._checkpoint = replace(
-                    self._checkpoint,
-                    position=evaluator.position,
-                    sequence=int(rows.sequence[-1]) if rows.n else self._checkpoint.sequence,
-                    label=int(labels.number[-1]) if labels.n else self._checkpoint.label,
-                )
+            for events in read_events(self._store, self.model, evaluator.sequence, evaluator.label, token[1:]):
+                self._transitions += evaluator.process(events, self._uncounted(events.labels))
             self._change_token = token
             return self
 
     def progress(self) -> tuple[Checkpoint, list[Transition]]:
         """The checkpoint as of now, and the changes of alerts that are not yet ``written``."""
         with self._lock:
-            state = self._evaluator.state() if self._evaluator else None
-            return replace(self._checkpoint, thresholds=self.thresholds, state=state), list(self._transitions)
+            now, epoch = self._evaluator, self._checkpoint.epoch
+            checkpoint = Checkpoint(now.position, now.sequence, now.label, epoch, self.thresholds, now.state())
+            return checkpoint, list(self._transitions)
 
     def written(self, position: int) -> None:
         """Note that all changes of alerts up to a position are in the store."""
@@ -119,7 +111,7 @@ class StreamState:
     def reload(self) -> None:
         """Resume from the checkpoint in the store at the next refresh."""
         with self._lock:
-            self._evaluator = self._change_token = None
+            self._change_token = None
 
     def history(self) -> tuple[list[WindowSummary], Iterator[Predictions]]:
         """All predictions, for metrics over time: counts of the older ones, and the latest as rows."""
@@ -144,19 +136,19 @@ class StreamState:
     def _is_outdated(self, store_name: str) -> bool:
         """Whether the store was recreated, its alerts were cleared, or unseen rows may have been deleted."""
         position, epoch = checkpoints.locate(self._store, self.model)
-        behind = position - self._checkpoint.position > MAX_WINDOW
+        behind = position - self._evaluator.position > MAX_WINDOW
         recreated = self._change_token is not None and self._change_token[0] != store_name
         return recreated or epoch != self._checkpoint.epoch or behind
 
-    def _load(self) -> AlertEvaluator:
+    def _load(self) -> None:
         """Resume from the checkpoint in the store."""
-        self._evaluator = None  # also when this fails
+        self._change_token = None  # also when this fails
         saved = checkpoints.load(self._store, self.model)
         kept = _older_than_windows(read_rollups(self._store, self.model), saved.sequence)
         rolled_up = kept[-1].last if kept else 0  # up to here there are rollups, from here on rows
-        self._checkpoint = replace(saved, sequence=max(saved.sequence, rolled_up))
-        self._transitions = []
-        evaluator = self._new_evaluator(functools.reduce(operator.add, self._summaries(kept), self.bins.empty()))
+        self._checkpoint, self._transitions = saved, []
+        before = functools.reduce(operator.add, self._summaries(kept), self.bins.empty())
+        evaluator = AlertEvaluator(self.bins, self.thresholds, before=before)
         if saved.sequence > rolled_up:
             for rows in self._rows(rolled_up, saved.sequence, saved.label):
                 evaluator.add(rows)
@@ -166,13 +158,10 @@ class StreamState:
                 after = int(labels.number[-1])
                 evaluator.add_labels(labels.take((labels.number <= saved.label) & _within(labels, rollup)))
         self._ahead = [rollup for rollup in kept if rollup.last_label > saved.label]
+        evaluator.sequence = max(saved.sequence, rolled_up)
         if saved.state is not None:
             evaluator.restore(saved.position, saved.label, saved.state)
         self._evaluator = evaluator
-        return evaluator
-
-    def _new_evaluator(self, before: WindowSummary) -> AlertEvaluator:
-        return AlertEvaluator(self.bins, self.thresholds, before=before)
 
     def _summaries(self, rollups: Sequence[Rollup]) -> list[WindowSummary]:
         """The counts of rollups, without those of other bins."""
