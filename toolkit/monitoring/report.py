@@ -16,14 +16,14 @@ SHOWN_CLASSES = 5
 def metrics_text(metrics: WindowMetrics) -> list[str]:
     """The metrics of a window as lines of text."""
     shares = sorted(metrics.class_shares.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]
-    latency = metrics.latency_ms
+    latency, note = metrics.latency_ms, metrics.labels_used.note if metrics.labels_used else ""
     lines = {
         "predictions": f"{metrics.n:,} from {_moment(metrics.since)} to {_moment(metrics.until)}",
-        "labels": _labels(metrics),
+        "labels": f"{metrics.n_labels:,}{f'; {note}' if note else ''}",
         "accuracy": _with_interval(metrics.accuracy, metrics.accuracy_interval),
         "estimated accuracy": _estimate(metrics.estimate),
         "reference": f"{_share(metrics.reference_accuracy)} on {metrics.reference_n:,} held-out images",
-        "degradation": _degradation(metrics),
+        "degradation": f"{_drop(metrics)}: {metrics.level or 'unknown'} ({metrics.status.replace('_', ' ')})",
         "precision": _with_interval(metrics.precision_weighted, metrics.precision_weighted_interval),
         "recall": _with_interval(metrics.recall_weighted, metrics.recall_weighted_interval),
         "F1": _with_interval(metrics.f1_weighted, metrics.f1_weighted_interval),
@@ -86,11 +86,6 @@ def _alert(alert: Alert) -> str:
     return "\n".join([first, *(f"  {line}" for line in lines)])
 
 
-def _degradation(metrics: WindowMetrics) -> str:
-    """The drop by the labels, its level and status."""
-    return f"{_drop(metrics)}: {metrics.level or 'unknown'} ({metrics.status.replace('_', ' ')})"
-
-
 def _drop(metrics: WindowMetrics) -> str:
     """The drop by the labels; ``none`` instead of a negative one."""
     drop, certain = metrics.degradation, metrics.degradation_lower_bound or 0.0
@@ -98,11 +93,6 @@ def _drop(metrics: WindowMetrics) -> str:
         return "-"
     sure = f", at least {formatting.percent_floor(certain)} certain" if certain >= formatting.MIN_SHARE else ""
     return f"{_share(drop)}{sure}" if drop > 0 else "none"
-
-
-def _labels(metrics: WindowMetrics) -> str:
-    note = metrics.labels_used.note if metrics.labels_used else ""
-    return f"{metrics.n_labels:,}{f'; {note}' if note else ''}"
 
 
 def _estimate(estimate: EstimatedAccuracy | None) -> str:

@@ -19,7 +19,7 @@ from toolkit.monitoring.plots import style
 from toolkit.monitoring.plots.style import DRIFT_COLOURS, LEVEL_COLOURS, SHADE
 from toolkit.monitoring.plots.timeline import Timeline
 from toolkit.monitoring.store.alerts import Alert
-from toolkit.monitoring.windows.drift import DriftReport, DriftResult
+from toolkit.monitoring.windows.drift import DriftReport
 from toolkit.monitoring.windows.label_bias import effective_labels
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import WindowSummary
@@ -154,7 +154,8 @@ def volume(version: str, timeline: Timeline, alerts: Iterable[Alert] = ()) -> Fi
     broken.set_ylim(0, max(0.01, 1.15 * shares.max()))
     if not shares.any():
         style.note(broken, "none")
-    median, slow = (_quantiles_of_latency(timeline, share) for share in (0.5, 0.95))
+    latencies = [[point.latency_quantile(q) for q in (0.5, 0.95)] for point in timeline.points]
+    median, slow = np.array(latencies, np.float64).T  # None becomes NaN
     if np.isfinite(median).any():
         style.line(latency, timeline, slow, lw=1.0, color=GREY, label="95 % below")
         style.line(latency, timeline, median, lw=1.4, label="median")
@@ -176,11 +177,11 @@ def inputs(version: str, timeline: Timeline, bins: ReferenceBins, report: DriftR
     rows = -(-len(names) // PER_ROW)
     figure = Figure(figsize=(11, 2.3 * rows + 1), layout="constrained")
     grid = figure.subplots(rows, min(PER_ROW, len(names)), squeeze=False).ravel()
-    changed = _changed(report)
-    first = len(bins.quantities) - len(names)
-    for index, (axes, name) in enumerate(zip(grid, names, strict=False)):
+    drifted = [result for result in report.results if result.family == "input" and result.drifted] if report else []
+    changed = {result.metric: result for result in reversed(drifted)}  # each in the shortest window that shows it
+    for quantity, (axes, name) in enumerate(zip(grid, names, strict=False), start=1 + len(bins.classes)):
         found = changed.get(name)
-        _spread(axes, timeline, bins, first + index, DRIFT_COLOURS["drift"] if found else BLUE)
+        _spread(axes, timeline, bins, quantity, DRIFT_COLOURS["drift"] if found else BLUE)
         text = class_label(name) + (f": {found.detail} ({found.window})" if found else "")
         axes.set_title(text, fontsize=9, loc="left", color=DRIFT_COLOURS["drift"] if found else "black")
         axes.tick_params(labelsize=8)
@@ -212,15 +213,6 @@ def _estimates(timeline: Timeline, bins: ReferenceBins) -> Floats:
     return found
 
 
-def _quantiles(timeline: Timeline, bins: ReferenceBins, quantity: int) -> list[Floats]:
-    """(P,) each: what 10, 50 and 90 % of a quantity lie below."""
-    return [np.array([bins.quantile(point, quantity, share) for point in timeline.points]) for share in (0.1, 0.5, 0.9)]
-
-
-def _quantiles_of_latency(timeline: Timeline, share: float) -> Floats:
-    return np.array([point.latency_quantile(share) for point in timeline.points], np.float64)  # None becomes NaN
-
-
 def _histogram(counts: WindowSummary, bins: ReferenceBins, edges: Floats) -> Floats:
     """Share of the confidences in each of these bins, to which the bins's bins fit."""
     values = bins.values(0)
@@ -242,20 +234,15 @@ def _rates(timeline: Timeline) -> tuple[str, Floats]:
     return unit, rates * RATES[unit]
 
 
-def _changed(report: DriftReport | None) -> dict[str, DriftResult]:
-    """The statistics that drifted, each in the shortest window that shows it."""
-    found = [result for result in report.results if result.family == "input" and result.drifted] if report else []
-    return {result.metric: result for result in reversed(found)}
-
-
 # How it is drawn
 
 
 def _spread(axes: Axes, timeline: Timeline, bins: ReferenceBins, quantity: int, colour: str = BLUE) -> Floats:
     """Median and 10 to 90 % of a quantity over time, and of the reference as a band; return the medians."""
-    low, median, high = _quantiles(timeline, bins, quantity)
+    shares = 0.1, 0.5, 0.9
+    low, median, high = (np.array([bins.quantile(point, quantity, q) for point in timeline.points]) for q in shares)
     if bins.reference is not None:
-        least, usual, most = (bins.quantile(bins.reference, quantity, share) for share in (0.1, 0.5, 0.9))
+        least, usual, most = (bins.quantile(bins.reference, quantity, q) for q in shares)
         axes.axhspan(least, most, color=GREY, alpha=0.1, lw=0, label="reference (dashed: median)")
         axes.axhline(usual, color=GREY, ls="--", lw=1)
     style.band(axes, timeline, low, high, label="10 % to 90 %")

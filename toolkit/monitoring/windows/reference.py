@@ -187,24 +187,21 @@ class ReferenceBins:
             predicted = window.predicted[part]
             confidence = np.where(predicted == NO_CLASS, 0, window.confidence[part]).astype(np.float64)
             latency = window.latency[part] if len(window.latency) else np.full(len(predicted), np.nan)
+            scores = np.zeros((len(predicted), 2))
+            if self.estimator is not None and len(window.probabilities):
+                scores = self.estimator.score(window.probabilities[part])
+                scores[predicted == NO_CLASS] = 0
             yield BinnedPredictions(
                 bins=self._bins(window, part),
                 predicted=predicted.astype(np.int32),
                 labels=window.labels[part].astype(np.int32),
                 confidence=np.rint(confidence * STEPS).astype(np.int32),
                 latency=np.searchsorted(LATENCY_EDGES, np.asarray(latency, np.float64)).astype(np.uint8),
-                scores=self._scores(window, part),
+                scores=np.asarray(scores / STEP, np.int32),
                 time=window.time[part],
                 sequence=sequence[part],
                 drawn=window.drawn[part] if len(window.drawn) else np.zeros(len(predicted), np.bool_),
             )
-
-    def _scores(self, window: Predictions, part: slice) -> NDArray[np.int32]:
-        if self.estimator is None or not len(window.probabilities):
-            return np.zeros((len(window.predicted[part]), 2), np.int32)
-        scores = self.estimator.score(window.probabilities[part])
-        scores[window.predicted[part] == NO_CLASS] = 0
-        return np.asarray(scores / STEP, np.int32)
 
     def _bins(self, window: Predictions, part: slice) -> NDArray[np.unsignedinteger[Any]]:
         finite, k = window.finite[part], len(self.classes)

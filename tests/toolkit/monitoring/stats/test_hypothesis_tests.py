@@ -104,10 +104,10 @@ def test_a_rare_class_among_millions_is_tested():
 def test_many_rare_classes_keep_the_level():
     rng = np.random.default_rng(11)
     shares = np.r_[0.5, 0.3, np.full(40, 0.2 / 40)]  # 2 expected of each rare class in the window
-    trials = [chi_square(rng.multinomial(400, shares), rng.multinomial(2000, shares)).p_value for _ in range(3000)]
+    trials = [chi_square(rng.multinomial(400, shares), rng.multinomial(2000, shares)).p_value for _ in range(2000)]
     assert np.mean(np.array(trials) < 0.05) < 0.065
     lonely = [0.5, 0.498, 0.002]
-    trials = [chi_square(rng.multinomial(400, lonely), rng.multinomial(2000, lonely)).p_value for _ in range(3000)]
+    trials = [chi_square(rng.multinomial(400, lonely), rng.multinomial(2000, lonely)).p_value for _ in range(2000)]
     assert np.mean(np.array(trials) < 0.05) < 0.065
 
 
@@ -158,7 +158,8 @@ def test_psi_of_an_empty_bin_is_finite():
     assert population_stability_index(np.array([3, 4]), np.array([3, 4])) == 0
 
 
-@given(st.lists(st.integers(0, 9), min_size=30, max_size=200).filter(any))
+@given(st.lists(st.integers(0, 9), min_size=30, max_size=100).filter(any))
+@settings(max_examples=40)
 def test_quantile_groups_are_ordered_and_hold_a_tenth(cases):
     reference = np.array(cases)
     groups = quantile_groups(reference)

@@ -9,7 +9,7 @@ from scipy import stats
 from toolkit.monitoring.base.ids import new_prediction_id, parse_prediction_id
 from toolkit.monitoring.base.thresholds import Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import required_labels
-from toolkit.monitoring.stats.label_sampling import labels_to_confirm, random_numbers, sample_for_labelling
+from toolkit.monitoring.stats.label_sampling import labels_to_confirm, sample_for_labelling
 
 
 @given(
@@ -45,8 +45,3 @@ def test_a_smaller_drop_takes_more_labels():
     assert labels_to_confirm(0.9, 0.2, thresholds) == required_labels(0.9, drop=0.2)
     assert labels_to_confirm(0.9, 0.4, thresholds) < 107 < labels_to_confirm(0.9, 0.12, thresholds)
     assert labels_to_confirm(0.9, -0.1, thresholds) == required_labels(0.9, drop=0.1)
-
-
-def test_random_numbers_differ_by_seed_and_id():
-    ids = np.arange(2000)
-    assert len(np.unique([random_numbers(ids, seed) for seed in range(5)])) == 10_000

@@ -3,12 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.prediction_fixtures import baseline_of, names, window_of
-from toolkit.errors import SettingsError
 from toolkit.monitoring.base.predictions import WINDOWS, Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.rolling import RollingWindows
@@ -122,8 +120,3 @@ def test_returned_summaries_never_change():
     given_out, again = rolling.counts("short"), BINS.count(LONG.last(1_000))
     rolling.add(replace(LONG.last(300), sequence=LONG.n + np.arange(300)))
     assert given_out == again
-
-
-def test_an_unknown_window_is_answered_with_those_that_exist():
-    with pytest.raises(SettingsError, match="no window 'tiny'"):
-        RollingWindows(BINS).counts("tiny")
