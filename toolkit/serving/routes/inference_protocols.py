@@ -39,7 +39,7 @@ PREDICT_PATHS = ("/invocations", f"{MODEL_PATH}/infer", f"{VERSION_PATH}/infer")
 
 
 def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema without references to its own definitions, which OpenAPI would look for elsewhere."""
+    """A JSON schema without references to its own definitions, which OpenAPI would resolve elsewhere."""
     if isinstance(part, list):
         return [_inlined(one, definitions) for one in part]
     if not isinstance(part, dict):
@@ -308,13 +308,13 @@ async def _predict_all(request: Request, images: list[ImageSource]) -> tuple[Liv
             predictions = await asyncio.gather(
                 *(service.predict(image, len(model.classes)) for image in images), return_exceptions=True
             )
-            if service.model() is model or all(_is_by(model, prediction) for prediction in predictions):
+            if service.model() is model or all(_predicted_by(model, prediction) for prediction in predictions):
                 request.state.version = model.release.version
                 return model, [_raise_if_failed(index, prediction) for index, prediction in enumerate(predictions)]
     raise problems.not_ready(f"the model changed {MAX_ATTEMPTS} times while this request was answered", 1)
 
 
-def _is_by(model: LiveModel, prediction: Prediction | BaseException) -> bool:
+def _predicted_by(model: LiveModel, prediction: Prediction | BaseException) -> bool:
     return isinstance(prediction, Prediction) and prediction.model.version == model.release.version
 
 

@@ -16,14 +16,14 @@ LIMIT = 100
 
 
 class Client:
-    """Sends pieces, which ``arrive`` one by one, and then nothing more unless it ``leaves``."""
+    """Sends pieces, from the third on with pauses, and then nothing more unless it ``leaves``."""
 
     def __init__(self, *pieces, leaves=False, pause=0.0):
         self.pieces, self.leaves, self.pause, self.received = list(pieces), leaves, pause, 0
 
     async def receive(self):
         self.received += 1
-        await asyncio.sleep(self.pause)
+        await asyncio.sleep(self.pause if self.received > 2 else 0)
         if self.pieces:
             piece = self.pieces.pop(0)
             return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or self.leaves}
@@ -120,7 +120,7 @@ def test_a_client_may_disconnect_while_its_body_is_drained():
 
 
 def test_a_stalled_body_times_out():
-    client = Client(b"a", pause=0.2)
+    client = Client(b"a", b"a", b"a", pause=0.2)
     problem = refused(client, timeouts=Timeouts(body=3600, read=0.05))
     assert (problem.problem_type, problem.headers) == (REQUEST_TIMEOUT, {"Connection": "close"})
     assert problem.detail == "a body must arrive within 3600 s, with no pause longer than 0.05 s"
@@ -142,7 +142,7 @@ def test_no_time_runs_before_the_body_is_asked_for_or_after_its_end():
         stream.response_started = True  # an answer before the end of the body: nothing watches the connection
         client.pieces, client.leaves = [b"b"], False
         await stream.receive()
-        client.leaves, client.pause = True, 0.3
+        client.leaves, client.received, client.pause = True, 2, 0.3
         return await stream.receive()
 
     assert asyncio.run(play()) == {"type": "http.disconnect"}
