@@ -163,34 +163,20 @@ class TimeoutH11Protocol(H11Protocol):
 
     Parameters
     ----------
-    timeouts
-        Limits for slow clients.
-    max_connections
-        Connections that may be open.
-    rejected
-        The connections beyond that limit that wait to be closed; one set for all connections.
-    is_draining
-        Whether the server is about to end: responses then close their connection.
+    server
+        The server that has the connection.
     options
         Arguments of uvicorn's protocol.
     """
 
-    def __init__(
-        self,
-        timeouts: Timeouts,
-        max_connections: int,
-        rejected: set["TimeoutH11Protocol"],
-        is_draining: Callable[[], bool],
-        **options: Any,
-    ) -> None:
+    def __init__(self, server: "Server", **options: Any) -> None:
         super().__init__(**options)
+        self._server = server
         self._application, self.app = self.app, self._answer
-        self._is_draining = is_draining
         self.conn = StrictConnection(h11.SERVER)
-        self._max_connections, self._rejected = max_connections, rejected
         self._refused = False
         self._waiting: tuple[str | None, object] = (None, None)  # for what, in which request
-        self._since = 0.0
+        self._since, timeouts = 0.0, server.timeouts
         self._timeouts = {
             "close": CLOSE_DELAY_S,
             "write": timeouts.body,
@@ -203,19 +189,19 @@ class TimeoutH11Protocol(H11Protocol):
         """A client has connected; called by asyncio."""
         super().connection_made(cast(asyncio.Transport, CoalescingTransport(transport, self.loop)))
         self.check_timeouts(self.loop.time())
-        if len(self.connections) - len(self._rejected) <= self._max_connections:
+        allowed, rejected = self._server.max_connections, self._server.rejected
+        if len(self.connections) - len(rejected) <= allowed:
             return
-        if len(self._rejected) >= MAX_REJECTED:
+        if len(rejected) >= MAX_REJECTED:
             transport.abort()
             return
-        self._rejected.add(self)
-        self._refuse(
-            Problem(TOO_MANY_CONNECTIONS, f"{self._max_connections} connections are open already", {"Retry-After": "1"})
-        )
+        rejected.add(self)
+        detail = f"{allowed} connections are open already"
+        self._refuse(Problem(TOO_MANY_CONNECTIONS, detail, {"Retry-After": "1"}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed; called by asyncio."""
-        self._rejected.discard(self)
+        self._server.rejected.discard(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -254,7 +240,7 @@ class TimeoutH11Protocol(H11Protocol):
         """Run the application; while the server drains, its responses have ``Connection: close``."""
 
         async def send_closing(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._is_draining() and not self._next_begun:
+            if message["type"] == "http.response.start" and self._server.is_draining and not self._next_begun:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
@@ -325,24 +311,12 @@ def _closing_response(problem: Problem) -> bytes:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Times and limits of a server.
+    """Times and limits of a server."""
 
-    Parameters
-    ----------
-    drain_timeout
-        Seconds between the first signal and closing the socket.
-    shutdown_timeout
-        Seconds to finish accepted requests after that, at most.
-    timeouts
-        Limits for slow clients.
-    max_connections
-        Connections that may be open; further ones get a 503. Fewer where the process may open fewer files.
-    """
-
-    drain_timeout: float
-    shutdown_timeout: int
-    timeouts: Timeouts = DEFAULT_TIMEOUTS
-    max_connections: int = MAX_CONNECTIONS
+    drain_timeout: float  # seconds between the first signal and closing the socket
+    shutdown_timeout: int  # seconds to finish accepted requests after that, at most
+    timeouts: Timeouts = DEFAULT_TIMEOUTS  # for slow clients
+    max_connections: int = MAX_CONNECTIONS  # that may be open, or fewer where the process may open fewer files
 
 
 class Server(uvicorn.Server):
@@ -371,9 +345,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                http=partial(
-                    TimeoutH11Protocol, config.timeouts, _allowed(config.max_connections), set(), self._is_draining
-                ),  # type: ignore[arg-type]
+                http=partial(TimeoutH11Protocol, self),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 backlog=BACKLOG,
@@ -381,17 +353,21 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=config.shutdown_timeout,
             )
         )
+        self.timeouts, self.max_connections = config.timeouts, _allowed(config.max_connections)
+        self.rejected: set[TimeoutH11Protocol] = set()  # connections beyond that limit that wait to be closed
         self._on_shutdown = on_shutdown
         self._alone = alone
         self._drain_timeout = config.drain_timeout
         self._shutdown_at: float | None = None
 
-    def _is_draining(self) -> bool:
+    @property
+    def is_draining(self) -> bool:
+        """Whether a signal has arrived; responses close their connection from then on."""
         return self._shutdown_at is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  its signature is given
         """Begin to drain at the first signal, end it at the second; called by uvicorn."""
-        if self._shutdown_at is None:
+        if not self.is_draining:
             self._on_shutdown()
             self._shutdown_at = time.monotonic() + self._drain_timeout
         elif not self.should_exit:

@@ -318,7 +318,7 @@ def test_the_connection_limit_leaves_file_descriptors(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     for wanted, allowed in ((50, 50), (4096, 100)):
         server = Server(FastAPI(), lambda: None, ServerConfig(0, 1, max_connections=wanted))
-        assert server.config.http.args[1] == allowed
+        assert server.max_connections == allowed
 
 
 class FakeTransport:
