@@ -366,57 +366,50 @@ def test_progress_is_shown(tmp_path, capsys, monkeypatch):
 
 HEAD = "time,predicted_class,confidence,label"
 WHOLE = "time,probability_class 0,probability_class 1,probability_class 2"
+NAMED = f"{WHOLE},predicted_class"
+TOO_LATE = r"time must lie between the years 1970 and 3000, in seconds since 1970, got 1.7e\+12"
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "message"),
+    [
+        (HEAD, "1,class 0,0.5,\n2,class 0,nan,", "row 2: confidence must lie between 0 and 1, got nan"),
+        (HEAD, "1,class 0,,", "row 1: confidence must lie between 0 and 1, got nan"),
+        (HEAD, "1,class 0,7.5,", "row 1: confidence must lie between 0 and 1, got 7.5"),
+        (HEAD, "1,,0.5,", "row 1: confidence must be empty without a predicted_class, got 0.5"),
+        (HEAD, "1,fox,0.5,", "row 1: predicted_class must be one of class 0, class 1, class 2, got 'fox'"),
+        (HEAD, "1,class 0,0.5,class 4", "row 1: label must be one of class 2, class 1, class 0, got 'class 4'"),
+        (HEAD, "1,class 0,much,", "row 1: confidence must be a number, got 'much'"),
+        (HEAD, "\n1,class 0,0.5,\nnow,,,", "row 2: time must be a time such as 2026-11-24T08:00Z, got 'now'"),
+        (HEAD, ",class 0,0.5,", "row 1: time must be given, got nan"),
+        (HEAD, "1.7e12,class 0,0.5,", f"row 1: {TOO_LATE}"),
+        (HEAD, "1700000000000,class 0,0.5,", f"row 1: {TOO_LATE}"),
+        (WHOLE, "1,3.2,-2,-0.2", "row 1: probability_class 0 must lie between 0 and 1, got 3.2"),
+        (WHOLE, "1,0.3,0.3,0.3", "row 1: probabilities must add up to 1, got 0.9"),
+        (NAMED, "1,0.5,,0.5,fox", "row 1: predicted_class must be empty without probabilities, got 'fox'"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_row(tmp_path, monkeypatch, head, rows, message):
+    monkeypatch.setattr(replay_source, "PAGE_BYTES", 100)  # a row or two
+    path = tmp_path / "stream.csv"
+    path.write_text(f"{head}\n{rows}")
+    with pytest.raises(DataError, match=f"^{path}, {message}$"):
+        replay(path, BASELINE, Thresholds())
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r" cannot be read: Empty CSV file"),
-        ("predicted_class,confidence\n", r": there is no column 'time'; the columns are predicted_class, confidence"),
-        ("time,confidence\n", r": there is no column 'predicted_class'; the columns are .*"),
-        (
-            "time,probability_cat\n",
-            r": there is no column 'probability_class 0'; the columns are probability_cat, time",
-        ),
-        ("time,time,predicted_class,confidence\n", r": the column 'time' comes twice"),
-        (f"{HEAD}\n1,class 0,0.5,\n2,class 0,nan,", r", row 2: confidence must lie between 0 and 1, got nan"),
-        (f"{HEAD}\n1,class 0,,", r", row 1: confidence must lie between 0 and 1, got nan"),
-        (f"{HEAD}\n1,class 0,7.5,", r", row 1: confidence must lie between 0 and 1, got 7.5"),
-        (f"{HEAD}\n1,,0.5,", r", row 1: confidence must be empty without a predicted_class, got 0.5"),
-        (
-            f"{HEAD}\n1,fox,0.5,",
-            r", row 1: predicted_class must be one of class 0, class 1, class 2, got 'fox'",
-        ),
-        (f"{HEAD}\n1,class 0,0.5,class 4", r", row 1: label must be one of class 2, class 1, class 0, got 'class 4'"),
-        (f"{HEAD}\n1,class 0,much,", r", row 1: confidence must be a number, got 'much'"),
-        (
-            f"{HEAD}\n\n1,class 0,0.5,\nnow,class 0,0.5,",
-            r", row 2: time must be a time such as 2026-11-24T08:00Z, got 'now'",
-        ),
-        (f"{HEAD}\n,class 0,0.5,", r", row 1: time must be given, got nan"),
-        (f"{HEAD}\n1.7e12,class 0,0.5,", r", row 1: time must lie between the years 1970 and 3000, .*, got 1.7e\+12"),
-        (
-            f"{HEAD}\n1700000000000,class 0,0.5,",
-            r", row 1: time must lie between the years 1970 and 3000, .*, got 1.7e\+12",
-        ),
-        (
-            f"{HEAD}\n1,class 0,0.5",
-            r" cannot be read: CSV parse error: row 1: Expected 4 columns, got 3: 1,class 0,0.5",
-        ),
-        (f"{WHOLE}\n1,3.2,-2,-0.2", r", row 1: probability_class 0 must lie between 0 and 1, got 3.2"),
-        (f"{WHOLE}\n1,0.3,0.3,0.3", r", row 1: probabilities must add up to 1, got 0.9"),
-        (
-            f"{WHOLE},predicted_class\n1,0.5,,0.5,class 0",
-            r", row 1: predicted_class must be empty without probabilities, got 'class 0'",
-        ),
-        (
-            f"{WHOLE},probability_fox\n1,1,0,0,\n1,1,0,0,0.1",
-            r": there is a column 'probability_fox', and the classes are .*",
-        ),
+        ("", " cannot be read: Empty CSV file"),
+        (f"{HEAD}\n1,class 0,0.5", " cannot be read: CSV parse error: row 1: Expected 4 columns, got 3: 1,class 0,0.5"),
+        ("predicted_class,confidence\n", ": there is no column 'time'; the columns are predicted_class, confidence"),
+        ("time,confidence\n", ": there is no column 'predicted_class'; the columns are .*"),
+        ("time,probability_x\n", ": there is no column 'probability_class 0'; the columns are probability_x, time"),
+        ("time,time,predicted_class,confidence\n", ": the column 'time' comes twice"),
+        (f"{WHOLE},probability_fox\n", ": there is a column 'probability_fox', and the classes are .*"),
     ],
 )
-def test_bad_input_is_one_line_with_the_row(tmp_path, monkeypatch, text, message):
-    monkeypatch.setattr(replay_source, "PAGE_BYTES", 100)  # a row or two
+def test_a_file_of_another_form_is_one_line(tmp_path, text, message):
     path = tmp_path / "stream.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=f"^{path}{message}$"):

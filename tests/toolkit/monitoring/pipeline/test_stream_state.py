@@ -24,17 +24,13 @@ BUDGET = Thresholds(max_false_alarms_per_million=1000)
 
 def predictions_of(n, seed, first=1, model=MODEL, **more):
     window = window_of(n, np.random.default_rng(seed), K, labelled=0, **more)
-    names = list(window.statistics)
+    columns = zip(window.time.tolist(), window.probabilities, window.latency.tolist(), strict=True)
+    statistics = [
+        dict(zip(window.statistics, row, strict=True)) for row in zip(*window.statistics.values(), strict=True)
+    ]
     return [
-        LoggedPrediction(
-            first + i,
-            float(window.time[i]),
-            model,
-            window.probabilities[i],
-            {name: float(window.statistics[name][i]) for name in names},
-            float(window.latency[i]) if np.isfinite(window.latency[i]) else None,
-        )
-        for i in range(n)
+        LoggedPrediction(first + i, time, model, probabilities, statistics[i], latency)
+        for i, (time, probabilities, latency) in enumerate(columns)
     ]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -301,28 +302,22 @@ def test_a_store_locked_by_another_process_gets_all_items_later(file_store, pred
     store.close()
 
 
-PREDICT = """
-import itertools, sys, time
-import numpy as np
-from toolkit.monitoring.store.model_versions import ModelVersion
-from toolkit.monitoring.store.predictions import LoggedPrediction, PredictionStore
-from toolkit.monitoring.store.background_writer import BackgroundWriter
-
-store, model = PredictionStore(sys.argv[1]), ModelVersion("1", ("cat", "dog"))
-writer = BackgroundWriter(store.write)
-for number in itertools.count():
-    writer.put(LoggedPrediction(number, time.time(), model, np.array([0.5, 0.5], np.float16)))
-    time.sleep(0.001)
-"""
+def log_endlessly(path, model):
+    writer = BackgroundWriter(PredictionStore(path).write)
+    for number in itertools.count():
+        writer.put(LoggedPrediction(number, time.time(), model, np.array([0.5, 0.5], np.float16)))
+        time.sleep(0.001)
 
 
 def test_a_killed_process_loses_nothing_that_was_seen_in_the_store(tmp_path):
     """Batches are written while it runs, after a delay, without a call of flush."""
     path, model = str(tmp_path / "m.db"), ModelVersion("1", ("cat", "dog"))
-    with subprocess.Popen([sys.executable, "-c", PREDICT, path], env=ENVIRONMENT) as process:
-        store = PredictionStore(path)
-        seen = wait_until(lambda: (n := store.window(model).n) > 200 and n)
-        process.kill()
+    process = multiprocessing.get_context("fork").Process(target=log_endlessly, args=(path, model), daemon=True)
+    process.start()
+    store = PredictionStore(path)
+    seen = wait_until(lambda: (n := store.window(model).n) > 200 and n)
+    process.kill()
+    process.join()
     ids = store.window(model).ids.tolist()
     assert ids == list(range(len(ids)))
     assert len(ids) >= seen
