@@ -809,11 +809,8 @@ def _print_report(command: _Report) -> None:
     active = [alert for alert in monitor.active_alerts() if alert.model_version == metrics.model_version]
     headline = report.headline(active, metrics, drift.drifted)
     if command.as_json:
-        print(
-            json.dumps(
-                {"headline": headline._asdict(), "metrics": metrics.to_dict(), "drift": drift.to_dict()}, indent=2
-            )
-        )
+        found = {"headline": headline._asdict(), "metrics": metrics.to_dict(), "drift": drift.to_dict()}
+        print(json.dumps(found, indent=2))
     elif not metrics.n:
         print(f"No predictions have been logged in {command.store} yet.")
     else:

@@ -42,13 +42,7 @@ class Checkpoint:
 
 
 def load(store: PredictionStore, model: ModelVersion) -> Checkpoint:
-    """The checkpoint of a version; one at position 0 when nothing was evaluated yet.
-
-    Examples
-    --------
-    >>> load(PredictionStore("no-such-file.db"), ModelVersion("1", ("cat", "dog"))).position
-    0
-    """
+    """The checkpoint of a version; one at position 0 when nothing was evaluated yet."""
     rows = store.database.fetch_all(sa.select(checkpoints).where(checkpoints.c.model == store.versions.number(model)))
     if not rows:
         return Checkpoint()
@@ -71,19 +65,10 @@ def locate(store: PredictionStore, model: ModelVersion) -> tuple[int, int]:
 def commit(
     store: PredictionStore, model: ModelVersion, checkpoint: Checkpoint, transitions: Sequence[Transition], now: float
 ) -> list[tuple[Transition, Alert]] | None:
-    """Write the changes of alerts and the checkpoint in one transaction.
+    """Write the changes of alerts and the checkpoint in one transaction; return these changes, each with its alert.
 
     Changes that another process has written already, having evaluated the same predictions and labels, are left out.
-
-    Parameters
-    ----------
-    now
-        Time of the notifications, in seconds since 1970.
-
-    Returns
-    -------
-    list or None
-        The changes written here, each with its alert; None when the epoch of the checkpoint has passed.
+    None is returned when the epoch of the checkpoint has passed.
     """
     number = store.versions.number(model)
     if number is None:

@@ -71,10 +71,6 @@ class AlertEvaluator:
 
     Parameters
     ----------
-    bins
-        The bins to count in, and the reference.
-    thresholds
-        Sizes at which levels begin, and the budget of false alarms.
     before
         Counts of still older predictions, for the ``long`` window; none when None.
     repeat_interval
@@ -120,12 +116,7 @@ class AlertEvaluator:
     def process(self, events: Events, counted: np.ndarray[Any, np.dtype[np.bool_]] | None = None) -> list[Transition]:
         """Process the predictions and labels that follow; return the changes of alerts.
 
-        Parameters
-        ----------
-        events
-            Predictions and m labels in the order of the stream.
-        counted
-            (m,), whether each label is still to be counted in the windows; all of them when None.
+        ``counted`` (m,) says whether each label is still to be counted in the windows: all of them when None.
         """
         rows, labels, due = events
         ends = np.arange(1, rows.n + 1) + np.searchsorted(due, np.arange(rows.n), side="right")

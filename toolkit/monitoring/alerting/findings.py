@@ -44,17 +44,7 @@ DIRECTIONS = {"wider": "more often very high or very low", "narrower": "less oft
 
 @dataclass(frozen=True)
 class Finding(Evaluation):
-    """The evaluation of one metric in one window, with the text of an alert about it.
-
-    Parameters
-    ----------
-    metric, window
-        What was evaluated.
-    text
-        Headline and details.
-    command
-        Shell command that shows more.
-    """
+    """The evaluation of one metric in one window, with the text of an alert, and a shell command that shows more."""
 
     metric: str = ""
     window: str = ""
@@ -80,17 +70,8 @@ def evaluate_window(
 ) -> list[Finding]:
     """Findings on the alerted metrics of a window: not finite, accuracy, confidence, predicted classes.
 
-    Parameters
-    ----------
-    counts, bins
-        The window, and the bins that it was counted in.
-    thresholds
-        Sizes at which levels begin, and the ignored metrics.
-    window
-        ``short`` or ``medium``.
-    alarms
-        Metric to the detector alarm that has just fired: a change that is certain, though a window that is mostly of
-        the time before may not show it yet. The finding is a warning at least.
+    A metric of which an alarm has just fired has certainly changed, though a window that is mostly of the time before
+    may not show it yet: the finding is a warning at least.
 
     Examples
     --------
@@ -206,14 +187,7 @@ def _drift(
 ) -> Finding:  # fmt: skip
     """A change of a distribution: without labels its harm is unknown, so it is a warning at most.
 
-    Parameters
-    ----------
-    tested
-        Tests of the metric itself, then of others that stand for it.
-    images
-        Statistics of the images that changed, and how.
-    impact
-        From ``_impact``.
+    ``tested`` has the test of the metric itself, then those of others that stand for it.
     """
     result, found = tested[0], [one for one in tested if one.drifted]
     blank = Finding(threshold=result.minimum_effect, metric=result.metric)

@@ -23,16 +23,8 @@ SAVE_INTERVAL = 1_000  # predictions and labels after which a checkpoint is writ
 class AlertManager:
     """Writes the alerts of model versions to the store, sends notifications of them, and repeats these.
 
-    Of several processes that evaluate the same version, one writes and notifies.
-
-    Parameters
-    ----------
-    store
-        Where alerts are kept.
-    clock
-        Seconds since 1970.
-    send
-        Takes a ``Notification``, and ``react``: whether the alert is still active. Must neither wait nor raise.
+    Of several processes that evaluate the same version, one writes and notifies. ``send`` takes a ``Notification``, and
+    ``react``: whether the alert is still active; it must neither wait nor raise.
     """
 
     def __init__(self, store: PredictionStore, clock: Callable[[], float], send: Callable[..., Any]) -> None:
@@ -45,19 +37,8 @@ class AlertManager:
     ) -> list[Alert] | None:
         """Write and notify of transitions, and repeat what is due; return the alerts that this raised.
 
-        Parameters
-        ----------
-        model
-            Whose predictions and labels were evaluated.
-        checkpoint, transitions
-            The position reached, and the changes of alerts up to there that may not be in the store yet.
-        save
-            Write the checkpoint in any case.
-
-        Returns
-        -------
-        list or None
-            None when the alerts were cleared since the evaluation, which has to start again from the store.
+        The checkpoint is written with them, after 1,000 predictions and labels, or with ``save``. None is returned when
+        the alerts were cleared since the evaluation, which has to start again from the store.
         """
         with self._writing:
             written: list[tuple[Transition, Alert]] = []

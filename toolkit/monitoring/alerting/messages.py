@@ -52,22 +52,8 @@ def accuracy(
 ) -> Text:  # fmt: skip
     """Text about an accuracy that fell.
 
-    Parameters
-    ----------
-    counts, reference
-        Of the window and of the held-out images.
-    sample
-        The labels of the window; None without any.
-    level, status
-        Those of the window; ``ok`` when it shows no drop that matters.
-    certain
-        Lower bound of the relative drop, below 0 when there may be none.
-    fallen
-        Classes that lost recall, largest drop first.
-    alarm_length
-        Labels since the change began, by the alarm that has just fired; None without one.
-    thresholds
-        Of the levels.
+    ``certain`` is the lower bound of the relative drop, ``alarm_length`` how many labels ago the change began by the
+    alarm that has just fired. The level is ``ok`` when the window shows no drop that matters.
     """
     before = reference.n_correct / reference.n
     lines = [
@@ -108,19 +94,7 @@ def _accuracy_line(sample: LabelBias | None, before: float, n_before: int, certa
 
 
 def impact(counts: WindowSummary, guess: EstimatedAccuracy, measured: float | None, effective_n: float) -> str:
-    """What a change that was found without labels may mean for accuracy, as a clause.
-
-    Parameters
-    ----------
-    counts
-        Of the window.
-    guess
-        Accuracy estimated without labels, and on the held-out images.
-    measured
-        By the labels, when there are enough of them; else None.
-    effective_n
-        Independent labels that the labels of the window are equivalent to.
-    """
+    """What a drift may mean for accuracy, as a clause: as measured by the labels, if there are enough, or estimated."""
     before, n = f"(before {percent(guess.reference_accuracy or 0.0)})", counts.n_labels
     if measured is not None:
         return f"accuracy {percent(measured)} by {n:,} labels {before}"
@@ -137,22 +111,9 @@ def drift(
 ) -> Text:  # fmt: skip
     """Text about a distribution that changed.
 
-    Parameters
-    ----------
-    heading
-        Its name in capitals.
-    counts
-        Of the window.
-    changes
-        Changes that the window shows, largest first; empty when none of them matters.
-    images
-        Changes of the images: a statistic of theirs, and how it changed.
-    harm
-        What the change may mean for accuracy; empty when that is unknown.
-    n_labels
-        Labels that would confirm or refute the harm; None when it is measured.
-    alarm, alarm_length
-        The change found by the alarm that has just fired, and predictions since it began; empty without one.
+    ``changes`` are those that the window shows, ``images`` statistics of the images and how they changed, ``harm`` the
+    clause of ``impact``, ``n_labels`` how many would confirm it, ``alarm`` the change found by the alarm that has just
+    fired.
 
     Examples
     --------

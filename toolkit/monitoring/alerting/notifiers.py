@@ -103,20 +103,7 @@ class Notifier:
 
 
 class LogNotifier(Notifier):
-    """Notifications as lines of the process's log.
-
-    Examples
-    --------
-    >>> import sys
-    >>> handler = logging.StreamHandler(sys.stdout)
-    >>> logger.addHandler(handler)
-    >>> what = "3", "accuracy", "short", 0.12, "Accuracy fell from 90.0% to 79.2%."
-    >>> LogNotifier().send(Notification(7, "raised", "critical", "confirmed", *what, since=0, time=0))
-    critical (confirmed): Accuracy fell from 90.0% to 79.2%.
-    >>> LogNotifier().send(Notification(7, "reminder", "critical", "confirmed", *what, since=0, time=21600))
-    still critical (confirmed): Accuracy fell from 90.0% to 79.2%.
-    >>> logger.removeHandler(handler)
-    """
+    """Notifications as lines of the process's log, such as ``critical (confirmed): ACCURACY 90 -> 79 % ...``."""
 
     def send(self, notification: Notification) -> None:
         """Log a line: a warning, or at level info when the alert has cleared."""

@@ -30,16 +30,7 @@ def evaluations_to_clear(threshold: float, deviation: float, confidence: float) 
     """Consecutive calm intervals that a fault at the threshold would have broken, with the given confidence.
 
     A window with few labels can be calm by chance while the model fails: one calm window proves nothing then, but
-    several that share no prediction do.
-
-    Parameters
-    ----------
-    threshold
-        The change that must not be missed.
-    deviation
-        Standard deviation of the change as measured in a window.
-    confidence
-        Chance of seeing it, in (0, 1).
+    several that share no prediction do. ``deviation`` is the standard deviation of the change as measured in a window.
 
     Examples
     --------
@@ -98,17 +89,10 @@ class Evaluation:
         return _rank(self.level, self.status)
 
     def inhibited(self, recent: "Evaluation", short_alert: "ActiveAlert | None") -> Self:
-        """This evaluation of a longer window, ``ok`` when it adds nothing to the short window.
+        """This evaluation of a longer window, ``ok`` when it adds nothing to ``recent``, that of the short window.
 
         A longer window is there for small, slow changes. It would report a large one a second time, and once more
         after it has passed.
-
-        Parameters
-        ----------
-        recent
-            That of the short window for the same metric: when it is calm, the change has passed.
-        short_alert
-            The active alert of the short window.
         """
         known = short_alert is not None and short_alert.rank >= self.rank
         return replace(self, level=LEVELS[0], status="") if known or recent.below_clear_threshold else self
@@ -116,17 +100,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class ActiveAlert:
-    """An alert that has not been cleared.
-
-    Parameters
-    ----------
-    level, status
-        Those of the ``Evaluation`` that raised or escalated it.
-    notified_at
-        Time of the last notification, in seconds since 1970.
-    acknowledged
-        Whether a person has acknowledged it: silences reminders until it clears, not escalations.
-    """
+    """An alert that has not been cleared; when a person has acknowledged it, it escalates without reminders."""
 
     level: str
     status: str
@@ -208,28 +182,15 @@ class AlertState:
         intervals: int = 1,
         repeat_interval: float = REPEAT_INTERVAL_S,
     ) -> tuple["AlertState", AlertTransition | None]:
-        """The next state, and the change of the alert.
+        """The next state, and the change of the alert; None for no change.
 
         Parameters
         ----------
-        evaluation
-            The level of the window now.
-        active
-            The active alert of this metric and window; None without one.
-        now
-            Seconds since 1970.
         alarm
             Whether the detector of this metric has raised an alarm since the last evaluation.
         intervals
-            Evaluation intervals that were completed since then, at least 0. With 0 a run may break and a reminder
-            fall due, but nothing is counted a second time.
-        repeat_interval
-            Seconds between two reminders.
-
-        Returns
-        -------
-        tuple
-            The state after this evaluation, and the change of the alert; None for no change.
+            Evaluation intervals that were completed since then. With 0 a run may break and a reminder fall due, but
+            nothing is counted a second time.
         """
         state = self._counted(evaluation, active, alarm, intervals)
         level, status = state._due(evaluation, alarm), evaluation.status
