@@ -563,7 +563,7 @@ def report(outcome: StudyOutcome) -> str:
     table = f"all runs: {model.run.table_url}\n" if model.run.table_url else ""
     return (
         f"\n{leaderboard(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
-        f"trained on everything for {len(model.fitted.history)} epochs: held-out accuracy"
+        f"trained on everything for {len(model.fit.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.images} images)\n"
         f"MLflow run: {model.run.url or model.run.id}\n{table}\n"
         f"next: {command_line('model_registry')} register --experiment-name {shlex.quote(model.run.experiment)}"

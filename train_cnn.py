@@ -21,8 +21,8 @@ if __name__ == "__main__":
     exit_on_interrupt()
 
 import subprocess
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ from toolkit.bundle.files import Measurement
 from toolkit.cli.terminal import echo
 from toolkit.errors import DataError, SettingsError
 from toolkit.system.metrics import SystemMetrics
-from toolkit.tracking.connection import ANSWER_SECONDS, connect, mlflow_call
+from toolkit.tracking.connection import MlflowClient, connect
 from toolkit.tracking.run import Run
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from toolkit.training.checkpointing.manager import CheckpointManager
@@ -146,21 +146,11 @@ FINAL_PHASE = "final"  # the training whose network is logged; the other phases 
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """The folds of one set of hyperparameters.
+    """The folds of one set of hyperparameters."""
 
-    Parameters
-    ----------
-    folds
-        The result of each fold; their networks are not kept.
-    logits
-        float32 (N, K), of each development image by the fold that did not train on it.
-    features
-        Of all development images, if the backbone is frozen.
-    """
-
-    folds: list[FitResult]
-    logits: NDArray[np.float32]
-    features: Features | None = None
+    folds: list[FitResult]  # without their networks
+    logits: NDArray[np.float32]  # (N, K), of each development image by the fold that did not train on it
+    features: Features | None = None  # of all development images, if the backbone is frozen
 
     @property
     def accuracies(self) -> list[float]:
@@ -201,12 +191,13 @@ class FoldCallback:
 
 @dataclass(frozen=True, eq=False)
 class TrainingContext:
-    """The settings of a run and everything that follows from them."""
+    """The settings of a run, those of the interrupted one if it is resumed, and everything that follows from them."""
 
     settings: TrainSettings
     checkpoint: Checkpoint | None  # of the run to resume
     config: FitConfig
     data: TrainingData
+    locks: ExitStack  # on the run, so that no other process resumes it
 
 
 def train(settings: TrainSettings, world: World = SINGLE_PROCESS) -> TrainingResult:
@@ -239,14 +230,12 @@ def train(settings: TrainSettings, world: World = SINGLE_PROCESS) -> TrainingRes
     >>> result.evaluation.accuracy  # doctest: +SKIP
     0.87
     """
-    with ExitStack() as locks:
-        return _train(settings, world, locks)
-
-
-def _train(settings: TrainSettings, world: World, locks: ExitStack) -> TrainingResult:
-    """Train as ``train`` does; no other process may resume the run until ``locks`` are released."""
     client = connect()
-    context = _build_context(settings, world, locks)
+    with open_context(settings, world) as context:
+        return _train(client, context)
+
+
+def _train(client: MlflowClient, context: TrainingContext) -> TrainingResult:
     settings, hparams, data = context.settings, context.config.hparams, context.data
     if context.checkpoint:
         run = Run.reopen(client, context.checkpoint.run_id)
@@ -262,15 +251,15 @@ def _train(settings: TrainSettings, world: World, locks: ExitStack) -> TrainingR
     }
     checkpoint = context.checkpoint or Checkpoint(settings.checkpoint_dir, run.id, metadata)
     if not context.checkpoint:
-        locks.enter_context(checkpoint.lock())
+        context.locks.enter_context(checkpoint.lock())
     checkpoints = CheckpointManager(checkpoint, run)
     with checkpoints.resumable():
         with run:
             if not context.checkpoint:
                 run.params(metadata["settings"])
-                log_data(run, data, settings.data, None if settings.folds else _split_with_validation(data, settings))
+                log_data(run, data, settings.data, cross_validated=settings.folds > 0)
             result = _train_phases(run, context, checkpoints)
-        checkpoints.finish(result.fitted.network, {"hparams": hparams.model_dump(), "classes": data.classes})
+        checkpoints.finish(result.fit.network, {"hparams": hparams.model_dump(), "classes": data.classes})
     return result
 
 
@@ -281,23 +270,22 @@ def _train_phases(run: Run, context: TrainingContext, checkpoints: CheckpointMan
         log_fold = log_folds(run, config.hparams, data, config.seed)
         cv = cross_validate(data, config, settings.folds, log_fold, checkpoints)
         return train_final(run, data, config, cv, checkpoints)
-    training, validation = _validation_split(data, settings)
-    fitted = _fit_final(run, data, config, training, validation, checkpoints)
+    validation = data.subset(data.split.validation)
+    fitted = _fit_final(run, data, config, data.subset(data.split.development), validation, checkpoints)
     temperature = fit_temperature(fitted.val_logits, validation.labels)
     measured = {"best_val_accuracy": Measurement(value=fitted.best_val_accuracy, images=len(validation))}
     return log_result(run, data, config, fitted, temperature, measured)
 
 
-def run_worker_rank(settings: TrainSettings, world: World) -> None:
+def run_worker_rank(context: TrainingContext) -> None:
     """Do the part of every process of torchrun but the first: its share of the work, without logging."""
-    context = _build_context(settings, world)
     settings, config, data = context.settings, context.config, context.data
     checkpoints = CheckpointManager(context.checkpoint, read_only=True)
     if settings.folds:
         config = cross_validate(data, config, settings.folds, checkpoints=checkpoints).final_config(config)
         training, validation = data.subset(data.development), None
     else:
-        training, validation = _validation_split(data, settings)
+        training, validation = data.subset(data.split.development), data.subset(data.split.validation)
     callbacks = FitCallbacks(checkpoint_share=CHECKPOINT_SHARE)
     fit(build_seeded_network(data, config), training, validation, config, callbacks, checkpoints.state(FINAL_PHASE))
 
@@ -318,11 +306,7 @@ def cross_validate(
     Parameters
     ----------
     data
-        Its development images are divided.
-    config
-        Hyperparameters, seed and device.
-    folds
-        The number of folds, at least 2.
+        Its development images are divided into ``folds``, at least 2.
     log_fold
         Called once with the number and the result of each fold, also if the run is resumed in between.
     checkpoints
@@ -382,20 +366,8 @@ def train_final(
 ) -> TrainingResult:
     """Train on all development images for the folds' median best epoch, and log the bundle.
 
-    The temperature is fitted on the folds' validation logits, each of a network that had not seen the image.
-
-    Parameters
-    ----------
-    run
-        The run to log to.
-    data
-        Its development images are trained on, its held-out images measured on.
-    config
-        That of the folds.
-    cv
-        The result of ``cross_validate``.
-    checkpoints
-        Saves the training as a phase, and resumes it.
+    The configuration is that of the folds. The temperature is fitted on their validation logits, each of a
+    network that had not seen the image.
     """
     checkpoints = checkpoints or CheckpointManager()
     indices = data.development
@@ -463,30 +435,44 @@ def use_machine(settings: DataSettings, world: World = SINGLE_PROCESS, threads: 
     return Device.choose(settings.precision, compiled=settings.compile, world=world)
 
 
-def _build_context(settings: TrainSettings, world: World, locks: ExitStack | None = None) -> TrainingContext:
-    """Check and read everything that a run needs before it begins."""
-    checkpoint = None
-    if settings.resume:
-        checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, locks)
-        settings = _resumed_settings(settings, checkpoint)
-    hparams = hyperparameters_of(settings)
-    device = use_machine(settings, world)
-    images, divided = load_images(settings, hparams.image_size)
-    if checkpoint and images.catalogue.fingerprint != checkpoint.metadata["data_fingerprint"]:
-        raise DataError(
-            f"the images of {settings.data} have changed since run {checkpoint.run_id} was interrupted, so it cannot"
-            " be resumed; start a run without --resume"
-        )
-    weights = starting_weights(settings.weights, [hparams.model_type])
-    if checkpoint and weights[1] != checkpoint.metadata["weights"]:
-        raise SettingsError(
-            f"run {checkpoint.run_id} began with {checkpoint.metadata['weights']} weights, and here --weights"
-            f" {settings.weights} gives {weights[1]} ones, so it cannot be resumed"
-        )
-    data = TrainingData(images, divided, *weights)
-    if settings.folds:
-        require_enough_for(settings.folds, data)
-    return TrainingContext(settings, checkpoint, FitConfig(hparams, settings.seed, device), data)
+@contextmanager
+def open_context(settings: TrainSettings, world: World) -> Iterator[TrainingContext]:
+    """Check and read everything that a run needs before it begins; at the end the run's lock is released."""
+    with ExitStack() as locks:
+        checkpoint = None
+        if settings.resume:
+            checkpoint = open_checkpoint(settings.resume, settings.checkpoint_dir, None if world.rank else locks)
+            settings = _resumed_settings(settings, checkpoint)
+        hparams = hyperparameters_of(settings)
+        device = use_machine(settings, world)
+        images, divided = load_images(settings, hparams.image_size)
+        if checkpoint and images.catalogue.fingerprint != checkpoint.metadata["data_fingerprint"]:
+            raise DataError(
+                f"the images of {settings.data} have changed since run {checkpoint.run_id} was interrupted, so it"
+                " cannot be resumed; start a run without --resume"
+            )
+        weights = starting_weights(settings.weights, [hparams.model_type])
+        if checkpoint and weights[1] != checkpoint.metadata["weights"]:
+            raise SettingsError(
+                f"run {checkpoint.run_id} began with {checkpoint.metadata['weights']} weights, and here --weights"
+                f" {settings.weights} gives {weights[1]} ones, so it cannot be resumed"
+            )
+        data = TrainingData(images, divided, *weights)
+        if settings.folds:
+            require_enough_for(settings.folds, data)
+        elif not len(divided.validation):
+            data = replace(data, split=_with_validation(data, settings))
+        yield TrainingContext(settings, checkpoint, FitConfig(hparams, settings.seed, device), data, locks)
+
+
+def _with_validation(data: TrainingData, settings: TrainSettings) -> Split:
+    """The split with a stratified share of the development images to validate on."""
+    indices = data.split.development
+    labels, groups = data.images.labels[indices], data.groups(indices)
+    training, validation = stratified(labels, settings.val_fraction, settings.seed, groups)
+    if not len(validation):
+        raise DataError("no class has a second image to validate on; add images or make a val/ folder")
+    return replace(data.split, development=indices[training], validation=indices[validation])
 
 
 def _resumed_settings(settings: TrainSettings, checkpoint: Checkpoint) -> TrainSettings:
@@ -514,24 +500,6 @@ def _features(data: TrainingData, config: FitConfig) -> Features | None:
     return Features.of(backbone, subset, config.hparams, config.seed, config.device, cache=data.feature_views)
 
 
-def _validation_split(data: TrainingData, settings: TrainSettings) -> tuple[Subset, Subset]:
-    """The user's own val/ folder, or a stratified share of the development images."""
-    if len(data.split.validation):
-        return data.subset(data.split.development), data.subset(data.split.validation)
-    indices = data.split.development
-    labels, groups = data.images.labels[indices], data.groups(indices)
-    training, validation = stratified(labels, settings.val_fraction, settings.seed, groups)
-    if not len(validation):
-        raise DataError("no class has a second image to validate on; add images or make a val/ folder")
-    return data.subset(indices[training]), data.subset(indices[validation])
-
-
-def _split_with_validation(data: TrainingData, settings: TrainSettings) -> Split:
-    """The split of a training without folds, whose validation part is drawn from the development part."""
-    training, validation = _validation_split(data, settings)
-    return replace(data.split, development=training.indices, validation=validation.indices)
-
-
 def _fit_final(
     run: Run,
     data: TrainingData,
@@ -545,10 +513,8 @@ def _fit_final(
 
     def on_epoch(epoch: EpochMetrics, _: nn.Module, best: bool) -> None:
         readings = {**system_metrics.read(), "gpu_memory_mb": peak_gpu_memory_mb(device)}
-        system = {
-            f"system/{name}": value for name, value in readings.items()
-        }  # the names on MLflow's page of system metrics
-        run.metrics({**epoch_metrics(epoch), **readings, **system}, epoch.epoch)
+        on_page = {f"system/{name}": value for name, value in readings.items()}  # MLflow's page of system metrics
+        run.metrics({**epoch_metrics(epoch), **readings, **on_page}, epoch.epoch)
         echo(_epoch_line(epoch, hparams.epochs, best and validation is not None))
 
     validating = f"validating on {len(validation)}, " if validation else ""
@@ -577,15 +543,16 @@ def _epoch_line(epoch: EpochMetrics, epochs: int, best: bool) -> str:
 
 def report(result: TrainingResult) -> str:
     """The table that ends a run on the terminal."""
-    metrics, evaluation = result.metrics, result.evaluation
+    metrics, evaluation, fitted = result.metrics, result.evaluation, result.fit
     accuracy = "mean_cv_accuracy" if "mean_cv_accuracy" in metrics else "best_val_accuracy"
+    before = f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
     rows = [
         (accuracy.replace("_", " "), f"{metrics[accuracy]:.4f}"),
         ("held-out accuracy", f"{evaluation.accuracy:.4f}  ({evaluation.images} images never seen in training)"),
         ("precision, recall, F1", ", ".join(f"{value:.4f}" for value in evaluation.weighted.values())),
-        ("calibration error", f"{evaluation.calibration_error:.4f}  ({_uncalibrated(metrics)})"),
-        ("best epoch", f"{result.fitted.best_epoch} of {len(result.fitted.history)}"),
-        ("training time", f"{result.fitted.seconds:.1f} s, {result.fitted.images_per_s:,.0f} images/s"),
+        ("calibration error", f"{evaluation.calibration_error:.4f}  ({before})"),
+        ("best epoch", f"{fitted.best_epoch} of {len(fitted.history)}"),
+        ("training time", f"{fitted.seconds:.1f} s, {fitted.images_per_s:,.0f} images/s"),
         ("MLflow run", result.run.url or result.run.id),
     ]
     if result.run.table_url:
@@ -596,35 +563,22 @@ def report(result: TrainingResult) -> str:
     return f"\n{table}"
 
 
-def register(run: Run, name: str) -> int:
-    """Register a run's model as a version by running model_registry.py; its exit status."""
-    words = ["--model-name", name, "register", "--run", run.id]
-    return subprocess.run([*process_command("model_registry"), *words], check=False).returncode
-
-
-def _original_register_as(run: Run) -> str | None:
-    """``register_as`` of the settings that a resumed run was started with."""
-    with mlflow_call("read the run", timeout=ANSWER_SECONDS):
-        name = run.client.get_run(run.id).data.params.get("register_as", str(None))
-    return None if name == str(None) else name
-
-
-def _uncalibrated(metrics: Mapping[str, float]) -> str:
-    return f"{metrics['calibration_error_before']:.4f} before temperature {metrics['temperature']:.2f}"
-
-
 def main() -> int:
     """Run from the command line."""
     settings = parse(TrainSettings, __doc__)
     with init_distributed() as world:
-        if world.rank:
-            run_worker_rank(settings, world)
-            return 0
-        result = train(settings, world)
-        echo(report(result))
-    if name := settings.register_as or (_original_register_as(result.run) if settings.resume else None):
-        return register(result.run, name)
-    echo(f"\nnext: {command_line('model_registry', f'register --run {result.run.id}')}")
+        client = None if world.rank else connect()
+        with open_context(settings, world) as context:
+            if client is None:
+                run_worker_rank(context)
+                return 0
+            result = _train(client, context)
+            echo(report(result))
+    run, name = result.run.id, context.settings.register_as
+    if name:
+        words = ["--model-name", name, "register", "--run", run]
+        return subprocess.run([*process_command("model_registry"), *words], check=False).returncode
+    echo(f"\nnext: {command_line('model_registry', f'register --run {run}')}")
     return 0
 
 

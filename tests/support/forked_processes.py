@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 
 # What the scripts import, also in the middle of their work. Nothing here may start a thread: it would not be forked.
 IMPORTED = [
@@ -59,17 +59,16 @@ class Script:
     def out(self):
         return (self.folder / "out").read_text()
 
-    def wait_for(self, pattern, seconds=MAX_WAIT_S):
+    def wait_for(self, pattern):
         """Everything that was printed up to a line that matches."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            ended = not self.running  # before the last read
-            if found := re.search(rf"^(?:{pattern}).*\n", self.out, re.MULTILINE):
-                return self.out[: found.end()]
-            if ended:
-                break
-            time.sleep(0.01)
-        raise AssertionError(f"no line matched {pattern!r}: {self.out}{(self.folder / 'err').read_text()}")
+
+        def printed():
+            ended, out = not self.running, self.out
+            found = re.search(rf"^(?:{pattern}).*\n", out, re.MULTILINE)
+            assert found or not ended, f"no line matched {pattern!r}: {out}{(self.folder / 'err').read_text()}"
+            return found and out[: found.end()]
+
+        return wait_until(printed)
 
     def pause(self):
         os.kill(self.pid, signal.SIGSTOP)
@@ -77,10 +76,10 @@ class Script:
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
 
-    def end(self, seconds=MAX_WAIT_S):
+    def end(self):
         """Wait until it ends."""
-        self.process.join(seconds)
-        assert self.process.exitcode is not None, f"it did not end within {seconds} s: {self.out}"
+        self.process.join(MAX_WAIT_S)
+        assert self.process.exitcode is not None, f"it did not end: {self.out}"
         took = time.monotonic() - self.began
         return Ended(self.out, (self.folder / "err").read_text(), self.process.exitcode, took)
 

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import ResNet
 
 from model_registry import ModelRegistry
-from support import ROOT
+from support import MAX_WAIT_S, ROOT
 from support.forked_processes import Ended
 from support.servers import free_port
 from support.training_runs import FOLDS, REPEATABLE, STORY, last_line, require_same
@@ -30,7 +30,7 @@ def folds(place):
     process = place.typed(
         f"python {ROOT}/train_cnn.py {shlex.join(FOLDS)} --experiment-name folds --register from-folds"
     )
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=MAX_WAIT_S)
     return Ended(out, err, process.returncode)
 
 
@@ -95,7 +95,7 @@ def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked)
     assert first.end().status == 143
     phases = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
     assert list(phases) == ["fold 1", "fold 2"]
-    assert len(phases["fold 2"].facts["history"]) < 4
+    assert len(phases["fold 2"].values["history"]) < 4
     second = started("--resume", run.info.run_id)
     said = second.wait_for("epoch +1/")
     os.kill(second.pid, signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_a_frozen_backbone_sees_each_image_once(store):
     once = 3 * len(divided.development)
     # Then come the held-out images, and examples of a few images when the program is made.
     assert once + len(divided.held_out) <= sum(seen) < once + len(divided.held_out) + 20
-    assert len(outcome.fitted.history) >= 1
+    assert len(outcome.fit.history) >= 1
 
 
 # --- several processes --------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def several(place, forked):
             assert added, process.communicate()[1]
             said += added
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=MAX_WAIT_S)
     resumed = [
         forked.start(
             "train_cnn.py", "--resume", folder=place.folder, **place.variables, **world, RANK=rank, LOCAL_RANK=rank

@@ -68,10 +68,10 @@ def test_a_stopped_training_saves_its_step_and_says_how_to_resume(name, status, 
     assert run.info.status == "KILLED"
     assert not run.outputs.model_outputs
     assert last_line(ended.out) == f"stopped; resume with: python {ROOT / 'train_cnn.py'} --resume {run.info.run_id}"
-    facts = open_checkpoint(str(stopped[name].checkpoint), place.folder).phases["final"].facts
+    values = open_checkpoint(str(stopped[name].checkpoint), place.folder).phases["final"].values
     done = [int(number) for number in re.findall(r"^epoch +(\d+)/", ended.out, re.MULTILINE)]
-    assert done == [epoch["epoch"] for epoch in facts["history"]]
-    assert facts["step"] > 0
+    assert done == [epoch["epoch"] for epoch in values["history"]]
+    assert values["step"] > 0
 
 
 @pytest.mark.parametrize("name", ["ctrl-c", "sigterm"])

@@ -37,20 +37,16 @@ class BatchSource(Protocol):
 class ImageBatches:
     """Batches of images, float32 (B, 3, H, W), normalised as ImageNet's are, channels last.
 
-    Parameters
-    ----------
-    subset
-        The images. They are copied to a GPU once if they take no more than half of its free memory.
-    device
-        Where the batches are made.
-    strength
-        Of augmentation, from 0 to 1.
+    They are copied to a GPU once if they take no more than half of its free memory. The strength of
+    augmentation is from 0 to 1.
     """
 
     def __init__(self, subset: Subset, device: Device, strength: float = 0.0) -> None:
         self.labels, self.classes = subset.labels, subset.classes
         self._subset, self._device, self._strength = subset, device, strength
-        self._resident = self._on_gpu()
+        size = len(subset) * int(np.prod(subset.pixels.shape[1:]))
+        fits = device.name == "cuda" and size <= GPU_MEMORY_SHARE * torch.cuda.mem_get_info()[0]
+        self._resident = torch.from_numpy(subset.pixels[subset.indices]).to("cuda") if fits else None
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
         """Augmented images, float32 (B, 3, size, size)."""
@@ -73,15 +69,6 @@ class ImageBatches:
             if self._device.name == "cuda":
                 chosen = chosen.pin_memory().to("cuda", non_blocking=True)
         return chosen.permute(0, 3, 1, 2)
-
-    def _on_gpu(self) -> Tensor | None:
-        """All images of the subset on the GPU, if there is one and they fit."""
-        if self._device.name != "cuda":
-            return None
-        size = len(self._subset) * int(np.prod(self._subset.pixels.shape[1:]))
-        if size > GPU_MEMORY_SHARE * torch.cuda.mem_get_info()[0]:
-            return None
-        return torch.from_numpy(self._subset.pixels[self._subset.indices]).to("cuda")
 
 
 def _unit(images: Tensor) -> Tensor:

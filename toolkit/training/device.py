@@ -23,17 +23,9 @@ RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, with WOR
 
 @dataclass(frozen=True)
 class World:
-    """The processes that torchrun started for one training; a single process is a world of size 1.
+    """The processes that torchrun started for one training; a single process is a world of size 1."""
 
-    Parameters
-    ----------
-    rank
-        Number of this process, from 0; rank 0 logs and saves.
-    size
-        Number of processes.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of this process; rank 0 logs and saves
     size: int = 1
 
     def share(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -76,23 +68,11 @@ SINGLE_PROCESS = World()
 
 @dataclass(frozen=True)
 class Device:
-    """The device of a training, its precision, and the processes that share the work.
+    """The device of a training, its precision, and the processes that share the work."""
 
-    Parameters
-    ----------
-    name
-        ``cpu`` or ``cuda``.
-    dtype
-        Of matrix products and convolutions, bfloat16 or float32.
-    compiled
-        Whether networks go through ``torch.compile``.
-    world
-        The processes that share the work.
-    """
-
-    name: str
-    dtype: torch.dtype
-    compiled: bool = False
+    name: str  # cpu or cuda
+    dtype: torch.dtype  # of matrix products and convolutions, bfloat16 or float32
+    compiled: bool = False  # whether networks go through ``torch.compile``
     world: World = SINGLE_PROCESS
 
     @classmethod
@@ -124,14 +104,7 @@ def multiplies_bfloat16(name: str) -> bool:
 
 
 def configure_torch(*, deterministic: bool = False, threads: int | None = None) -> None:
-    """Set torch's threads and the determinism of its algorithms.
-
-    Parameters
-    ----------
-    deterministic
-        Whether to use repeatable algorithms instead of the fastest.
-    threads
-        None for this process's share of the cores.
+    """Set torch's threads, by default this process's share of the cores, and the determinism of its algorithms.
 
     Raises
     ------

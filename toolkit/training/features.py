@@ -22,18 +22,10 @@ MAX_CACHED_BYTES = 2**30  # of views that are kept for other trainings
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Frozen features of some images of a data set.
+    """Frozen features of some images of a data set."""
 
-    Parameters
-    ----------
-    views
-        float32 (V, N, F) on the device: the images as they are, then V - 1 augmented versions.
-    rows
-        int64 (M,), the row in ``views`` of each image of the data set; -1 for images without features.
-    """
-
-    views: Tensor
-    rows: NDArray[np.int64]
+    views: Tensor  # float32 (V, N, F) on the device: the images as they are, then V - 1 augmented versions
+    rows: NDArray[np.int64]  # (M,), the row in ``views`` of each image of the data set; -1 where there is none
 
     @classmethod
     def of(
@@ -48,23 +40,7 @@ class Features:
         """Run the backbone over a subset, once per view; several processes share the images.
 
         The strength of augmentation is rounded to tenths, so that trainings with similar strengths share
-        their views.
-
-        Parameters
-        ----------
-        backbone
-            Maps float32 (N, 3, H, W) to features (N, F).
-        subset
-            The images.
-        hparams
-            Give the number of views, the strength of augmentation and the image size.
-        seed
-            Of augmentation.
-        device
-            Where to compute, how exactly, and with which other processes.
-        cache
-            Views of the same subset and backbone, by seed, precision, strength and number; those in it
-            are not computed again, and new ones are added.
+        their views: ``cache`` has those of the same subset and backbone, and takes new ones.
         """
         backbone.to(device.name, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         strength = round(hparams.augmentation, 1)
@@ -111,15 +87,7 @@ def _compute_view(
 
 
 class FeatureBatches:
-    """Batches of frozen features, float32 (B, F), for the head alone.
-
-    Parameters
-    ----------
-    features
-        Of the data set.
-    subset
-        The images to take; all must have features.
-    """
+    """Batches of frozen features, float32 (B, F), for the head alone; all images of the subset must have features."""
 
     def __init__(self, features: Features, subset: Subset) -> None:
         self.labels, self.classes = subset.labels, subset.classes

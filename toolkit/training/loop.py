@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,92 +49,49 @@ class EpochMetrics:
 
 @dataclass(eq=False)
 class FitResult:
-    """A trained network with the weights of its best epoch.
+    """A trained network with the weights of its best epoch; without validation that is the last one."""
 
-    Parameters
-    ----------
-    network
-        In evaluation mode.
-    history
-        The metrics of each epoch, in order.
-    best_epoch
-        The epoch with the highest validation accuracy, among equals the one with the lowest loss; the
-        last one without validation.
-    best_val_accuracy
-        Its validation accuracy; nan without validation.
-    val_logits
-        float32 (N, K), of the validation images at the best epoch; (0, 0) without validation.
-    stopped_early
-        Whether ``patience`` ran out.
-    seconds
-        Duration, also of the part before an interruption.
-    images_per_s
-        Training images per second of it, validation included.
-    images
-        Training images seen, one as often as it was.
-    """
-
-    network: nn.Module
+    network: nn.Module  # in evaluation mode
     history: list[EpochMetrics] = field(default_factory=list)
-    best_epoch: int = 0
+    best_epoch: int = 0  # the one with the highest validation accuracy, among equals with the lowest loss
     best_val_accuracy: float = math.nan
-    val_logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    stopped_early: bool = False
-    seconds: float = 0.0
-    images_per_s: float = 0.0
-    images: int = 0
+    val_logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # (N, K), of it
+    stopped_early: bool = False  # because ``patience`` ran out
+    seconds: float = 0.0  # also of the part before an interruption
+    images_per_s: float = 0.0  # training images, validation included in the time
+    images: int = 0  # training images seen, one as often as it was
 
 
 @dataclass(frozen=True, eq=False)
 class TrainState:
-    """Everything it takes to resume a training as if it had never stopped.
+    """Everything it takes to resume a training as if it had never stopped."""
 
-    Parameters
-    ----------
-    facts
-        Plain values that JSON can hold.
-    tensors
-        Weights, averages, the optimizer's state, the best epoch's weights; not copies.
-    """
-
-    facts: dict[str, Any]
-    tensors: dict[str, Any]
+    values: dict[str, Any]  # that JSON can hold
+    tensors: dict[str, Any]  # weights, averages, the optimizer's state, the best epoch's weights; not copies
 
     def result(self, network: nn.Module) -> FitResult:
         """The result so far, with ``network`` as its network."""
-        facts = self.facts
+        values = self.values
         return FitResult(
             network,
-            [EpochMetrics(**epoch) for epoch in facts["history"]],
-            facts["best_epoch"],
-            facts["best_val_accuracy"],
+            [EpochMetrics(**epoch) for epoch in values["history"]],
+            values["best_epoch"],
+            values["best_val_accuracy"],
             self.tensors["val_logits"].numpy(),
-            facts["stopped_early"],
-            facts["seconds"],
-            images=facts.get("images", 0) * len(facts["history"]),
+            values["stopped_early"],
+            values["seconds"],
+            images=values["images"] * len(values["history"]),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class FitConfig:
-    """Everything that a training depends on besides its network and its images.
-
-    Parameters
-    ----------
-    hparams
-        The hyperparameters.
-    seed
-        Of the order of images, of augmentation and of dropout.
-    device
-        Where to compute, how exactly, and with which other processes.
-    features
-        Of a frozen backbone, if they are computed already.
-    """
+    """Everything that a training depends on besides its network and its images."""
 
     hparams: Hyperparameters
-    seed: int
+    seed: int  # of the order of images, of augmentation and of dropout
     device: Device
-    features: Features | None = None
+    features: Features | None = None  # of a frozen backbone, if they are computed already
 
 
 def ignore(*_: object) -> None:
@@ -143,26 +100,13 @@ def ignore(*_: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class FitCallbacks:
-    """Functions that ``fit`` calls.
+    """Functions that ``fit`` calls."""
 
-    Parameters
-    ----------
-    on_epoch
-        Called after each epoch with its metrics, the network, and whether it is the best so far.
-    on_batch
-        Called after each batch, of training or validation, with the number done and the number in all.
-    on_checkpoint, checkpoint_share
-        Called with the state after each epoch, but only as often as it takes no more than this share
-        of the epochs' time, and always when training ends or is interrupted.
-    bar
-        Label of the progress bar; None shows none.
-    """
-
-    on_epoch: Callable[[EpochMetrics, nn.Module, bool], None] = ignore
-    on_batch: Callable[[int, int], None] = ignore
-    on_checkpoint: Callable[[TrainState], None] = ignore
-    checkpoint_share: float = math.inf
-    bar: str | None = None
+    on_epoch: Callable[[EpochMetrics, nn.Module, bool], None] = ignore  # the network, and whether it is the best yet
+    on_batch: Callable[[int, int], None] = ignore  # after each of training or validation: those done, and all
+    on_checkpoint: Callable[[TrainState], None] = ignore  # after each epoch, and when training ends or is interrupted
+    checkpoint_share: float = math.inf  # of the epochs' time: the most that saving may take, or epochs are left out
+    bar: str | None = None  # label of the progress bar; None shows none
 
 
 def fit(
@@ -187,10 +131,6 @@ def fit(
         ``FrozenBackbone`` only the head runs once the features of all images are computed.
     train, validation
         Images to train on and to validate on; without validation all epochs are run.
-    config
-        Hyperparameters, seed and device.
-    callbacks
-        Functions to call on the way.
     state
         The state to resume from; None starts from scratch.
 
@@ -209,7 +149,8 @@ def fit(
     start = time.perf_counter()
     trained, batches, val_batches = _build_batches(network, train, validation, config)
     steps = _steps_per_epoch(len(train), hparams.batch_size, device)
-    with DeferredSignals() as signals, _separate_randomness(device):
+    cuda = [torch.cuda.current_device()] if device.name == "cuda" else []
+    with DeferredSignals() as signals, torch.random.fork_rng(cuda):  # dropout draws from torch's own generator
         train_step = TrainStep(trained, batches, hparams, steps * hparams.epochs, config.seed, device)
         display = _ProgressDisplay(callbacks, hparams.epochs, steps + _eval_batch_count(val_batches, device))
         with closing(display):
@@ -222,8 +163,9 @@ def fit(
                 callbacks.on_epoch(epoch, train_step.eval_network, best)
                 stopped = device.world.any(signals.received is not None)
                 trained_s += epoch.epoch_duration_s
-                due = trained_s * callbacks.checkpoint_share >= cost_s
-                due = device.world.any(due)  # clocks differ, and all must agree
+                due = device.world.any(
+                    trained_s * callbacks.checkpoint_share >= cost_s
+                )  # clocks differ: all must agree
                 if stopped or due or run.finished:
                     ended = time.perf_counter()
                     callbacks.on_checkpoint(run.state())
@@ -274,6 +216,7 @@ class _ProgressDisplay:
         self._epochs, self._each, self._on_batch = epochs, batches, callbacks.on_batch
         self._done, self._all = 0, epochs * batches
         self._bar = progress(callbacks.bar, self._all, "batches")
+        self.close = self._bar.close
 
     def resume(self, epochs: int, steps: int) -> None:
         """Count the epochs, and the steps of the next one, that an interrupted run has done."""
@@ -288,10 +231,6 @@ class _ProgressDisplay:
     def epoch(self, epoch: EpochMetrics) -> None:
         """Show the metrics of an epoch."""
         self._bar.set_postfix_str(f"epoch {epoch.epoch}/{self._epochs}, val accuracy {epoch.val_accuracy:.3f}", False)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._bar.close()
 
 
 class _TrainingRun:
@@ -347,7 +286,7 @@ class _TrainingRun:
     def state(self) -> TrainState:
         """Everything that ``restore`` needs."""
         result = self.result
-        facts = {
+        values = {
             "history": [asdict(epoch) for epoch in result.history],
             "step": self._step,
             "batch_times": self._times,
@@ -365,22 +304,22 @@ class _TrainingRun:
         tensors = {**self.train_step.state(), "sums": sums, "val_logits": torch.from_numpy(result.val_logits)}
         if self.best and (self._step or result.best_epoch < len(result.history)):  # else the weights are the best
             tensors["best"] = self.best
-        return TrainState(facts, tensors)
+        return TrainState(values, tensors)
 
     def restore(self, state: TrainState) -> None:
         """Set what ``state`` returned."""
-        facts, tensors = state.facts, state.tensors
+        values, tensors = state.values, state.tensors
         self.result = state.result(self.train_step.network)
-        self._step, self._times, self.earlier_seconds = facts["step"], list(facts["batch_times"]), facts["seconds"]
+        self._step, self._times, self.earlier_seconds = values["step"], list(values["batch_times"]), values["seconds"]
         world = self._device.world
         self._sums = tensors["sums"][world.rank :: world.size].sum(dim=0).to(self._sums.device)
-        self._early_stopping.restore(facts["early_stopping"])
-        self.train_step.grad_accum_steps = facts["grad_accum_steps"]
+        self._early_stopping.restore(values["early_stopping"])
+        self.train_step.grad_accum_steps = values["grad_accum_steps"]
         self.train_step.restore(tensors)
         self.best = tensors.get("best") or (
-            copy.deepcopy(self.train_step.eval_network.state_dict()) if facts["history"] else {}
+            copy.deepcopy(self.train_step.eval_network.state_dict()) if values["history"] else {}
         )
-        self._display.resume(len(facts["history"]), self._step)
+        self._display.resume(len(values["history"]), self._step)
 
     def _train(self, number: int, signals: DeferredSignals, save: Callable[[TrainState], None]) -> None:
         """Do the remaining steps of an epoch; nothing is read back from the device on the way."""
@@ -455,8 +394,8 @@ def _predict(
         for start in starts:
             pieces.append(network(batches.eval_batch(positions[start : start + EVAL_BATCH_SIZE])).float())
             on_batch()
-    answer: NDArray[np.float32] = device.world.gather_rows(torch.cat(pieces), len(batches.labels)).cpu().numpy()
-    return answer
+    logits: NDArray[np.float32] = device.world.gather_rows(torch.cat(pieces), len(batches.labels)).cpu().numpy()
+    return logits
 
 
 def _require_finite(loss: float, epoch: int, hparams: Hyperparameters) -> None:
@@ -464,8 +403,3 @@ def _require_finite(loss: float, epoch: int, hparams: Hyperparameters) -> None:
         raise TrainingError(
             f"the loss became {loss} in epoch {epoch}; try a --learning-rate smaller than {hparams.learning_rate:.3g}"
         )
-
-
-def _separate_randomness(device: Device) -> AbstractContextManager[None]:
-    """A context after which torch's own generator, from which dropout draws, has its former state."""
-    return torch.random.fork_rng([torch.cuda.current_device()] if device.name == "cuda" else [])

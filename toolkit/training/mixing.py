@@ -10,18 +10,7 @@ from torch import Tensor
 def soft_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
     """Target probabilities: 1 - ``smoothing`` for the true class, and the rest spread over all classes.
 
-    Parameters
-    ----------
-    labels
-        int64 (N,), on any device.
-    classes
-        K.
-    smoothing
-        0 to 1; 0 gives ones and zeros.
-
-    Returns
-    -------
-    float32 (N, K), rows that sum to 1.
+    Labels are int64 (N,), the result is float32 (N, K).
 
     References
     ----------
@@ -119,12 +108,8 @@ def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """float32 (N,) from Beta(alpha, alpha), by the polar method for Student's t, which needs no rejection.
 
     With t of 2 alpha degrees of freedom, (1 + t / sqrt(2 alpha + t^2)) / 2 has the symmetric Beta
-    distribution; t^2 = 2 alpha (u^(-1 / alpha) - 1) cos^2(angle).
-
-    References
-    ----------
-    Bailey: Polar Generation of Random Variates with the t-Distribution, Mathematics of Computation 62, 1994.
-    Devroye: Random Variate Generation in One Line of Code, Winter Simulation Conference 1996.
+    distribution; t^2 = 2 alpha (u^(-1 / alpha) - 1) cos^2(angle). (Bailey: Polar Generation of Random
+    Variates with the t-Distribution, Mathematics of Computation 62, 1994.)
     """
     uniform = torch.rand(2, count, generator=generator, device=generator.device)
     power, cosine = uniform[0].pow(1 / alpha), torch.cos(2 * math.pi * uniform[1])

@@ -18,14 +18,7 @@ RESNET18_FEATURES = 512  # inputs of its last layer
 
 
 class SimpleCNN(nn.Module):
-    """Four convolution blocks, each of which halves the image, then a linear layer.
-
-    Parameters
-    ----------
-    classes
-        Number of classes, K.
-    dropout
-        Share of features set to zero before the linear layer while training, in [0, 1).
+    """Four convolution blocks, each of which halves the image, then dropout and a linear layer.
 
     Examples
     --------
@@ -46,15 +39,7 @@ class SimpleCNN(nn.Module):
 
 
 class FrozenBackbone(nn.Module):
-    """A network with a frozen backbone: its weights and statistics do not change, only the head is trained.
-
-    Parameters
-    ----------
-    backbone
-        Maps float32 (N, 3, H, W) to features (N, F).
-    head
-        Maps features to logits (N, K).
-    """
+    """A network of which only the head is trained; the backbone's weights and statistics do not change."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -75,24 +60,10 @@ class FrozenBackbone(nn.Module):
 
 
 def build_network(name: str, classes: int, dropout: float, state: dict[str, Tensor] | None) -> nn.Module:
-    """Build a network.
+    """Build one of ``NETWORKS``; a SettingsError if there is none of that name.
 
-    Parameters
-    ----------
-    name
-        One of ``NETWORKS``.
-    classes
-        Number of classes, K.
-    dropout
-        Share of features set to zero before the last layer while training, in [0, 1).
-    state
-        Pretrained weights of a ResNet-18 (``load_weights``), or None for random ones. Their layer
-        ``fc`` is ignored: the head is always new.
-
-    Raises
-    ------
-    SettingsError
-        There is no network of that name.
+    ``state`` has pretrained weights of a ResNet-18 (``load_weights``), None for random ones. Their layer
+    ``fc`` is ignored: the head is always new.
     """
     if name == "simple_cnn":
         return SimpleCNN(classes, dropout)

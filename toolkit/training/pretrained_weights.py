@@ -45,13 +45,7 @@ def resnet18_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Te
     """The weights of a ResNet-18 in a file, under torchvision's names.
 
     Other entries of the file, such as a head for other classes, are ignored and named on the terminal.
-
-    Parameters
-    ----------
-    path
-        A ``.pth``, ``.pt``, ``.ckpt`` or ``.safetensors`` file.
-    expected
-        A ResNet-18's state dict; its head ``fc`` need not be in the file.
+    ``expected`` is a ResNet-18's state dict; its head ``fc`` need not be in the file.
 
     Raises
     ------

@@ -32,21 +32,8 @@ class TrainStep:
     The randomness of a step depends on the seed and the step's number alone, so a training can be
     resumed at any step without a record of earlier draws.
 
-    Parameters
-    ----------
-    network
-        Maps the inputs of ``batches`` to logits (B, K). It is changed in place.
-    batches
-        The images, or features, to train on.
-    hparams
-        The hyperparameters.
-    steps
-        Steps of the whole training; the learning rate warms up over a tenth of them and then follows
-        a cosine down to a hundredth.
-    seed
-        Of augmentation, mixing and dropout.
-    device
-        Where to compute, how exactly, and with which other processes.
+    The network maps the inputs of ``batches`` to logits (B, K) and is changed in place. The learning rate
+    warms up over a tenth of the ``steps`` of the whole training and then follows a cosine down to a hundredth.
     """
 
     def __init__(
@@ -90,11 +77,6 @@ class TrainStep:
         Returns
         -------
         The summed loss and the number of right answers, of this process's share of the batch.
-
-        Raises
-        ------
-        TrainingError
-            Not even two images fit into memory.
         """
         while True:
             try:
@@ -180,13 +162,6 @@ def exponential_moving_average(network: nn.Module, decay: float) -> AveragedMode
 
     It begins with the weights after the first step. The decay grows from 2 / 11 to ``decay`` over the
     steps after it, so that the starting weights soon lose their influence.
-
-    Parameters
-    ----------
-    network
-        The network to average; ``update_parameters`` of the result takes it after each step.
-    decay
-        Share of the average that a step keeps, in [0, 1).
 
     References
     ----------

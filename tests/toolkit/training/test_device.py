@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from support import ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.servers import free_port
 from support.tiny_networks import CPU, context, together
 from toolkit.errors import SettingsError
@@ -171,13 +170,10 @@ def test_waiting_for_missing_processes_is_reported_and_stoppable(tmp_path, sent)
     process = context().Process(target=wait_in_vain, args=(free_port(), tmp_path / "out"))
     process.start()
     said = "waiting for the other processes, since WORLD_SIZE is 2; unset it if there are none\n"
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out").exists() or (tmp_path / "out").read_text() != said:
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    out = tmp_path / "out"
+    wait_until(lambda: not process.is_alive() or (out.exists() and out.read_text() == said))
     os.kill(process.pid, sent)
-    process.join(60)
+    process.join(MAX_WAIT_S)
     assert process.exitcode in (-sent, 1), "at once, by the signal or by KeyboardInterrupt before the waiting"
     process.kill()
 
@@ -229,7 +225,7 @@ def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder)},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=MAX_WAIT_S, check=False,
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr.endswith(

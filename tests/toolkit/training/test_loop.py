@@ -339,7 +339,7 @@ class Training:
 
     def save(self, state):
         """Save the state to a file named after its epoch and step."""
-        name = f"{len(state.facts['history'])}-{state.facts['step']}"
+        name = f"{len(state.values['history'])}-{state.values['step']}"
         Checkpoint(self.folder, name, {}, {"final": state}).save()
 
     def saved(self, name):
@@ -415,7 +415,7 @@ def test_checkpoint_share_limits_checkpoints(tmp_path):
     training, kept = Training("tiny", tmp_path), []
 
     def keep(state):
-        kept.append(len(state.facts["history"]))
+        kept.append(len(state.values["history"]))
 
     training.run(on_checkpoint=keep)
     assert kept == [1, 2, 3, 4]

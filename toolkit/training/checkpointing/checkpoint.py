@@ -21,27 +21,13 @@ UNFINISHED = ".resume.pt"
 
 @dataclass(eq=False)
 class Checkpoint:
-    """A run that can be resumed.
-
-    Parameters
-    ----------
-    folder
-        Folder of the file ``RUN.resume.pt``; the finished weights are ``RUN.pt``.
-    run_id
-        The MLflow run.
-    metadata
-        The caller's own values that JSON can hold: settings, fingerprints.
-    phases
-        The state of each training by its name, such as ``fold 1`` or ``final``.
-    pending_metrics
-        Metrics that MLflow does not have yet.
-    """
+    """A run that can be resumed, from the file ``RUN.resume.pt``; the finished weights are ``RUN.pt``."""
 
     folder: Path
-    run_id: str
-    metadata: dict[str, Any]
-    phases: dict[str, TrainState] = field(default_factory=dict)
-    pending_metrics: list[Any] = field(default_factory=list)
+    run_id: str  # of MLflow
+    metadata: dict[str, Any]  # the caller's own values that JSON can hold: settings, fingerprints
+    phases: dict[str, TrainState] = field(default_factory=dict)  # each training, such as ``fold 1`` or ``final``
+    pending_metrics: list[Any] = field(default_factory=list)  # that MLflow does not have yet
 
     @property
     def path(self) -> Path:
@@ -49,27 +35,15 @@ class Checkpoint:
         return self.folder / f"{self.run_id}{UNFINISHED}"
 
     def lock(self) -> AbstractContextManager[None]:
-        """A lock on the run, which the end of this process releases in any case.
-
-        Raises
-        ------
-        SettingsError
-            Another process trains the run.
-        """
+        """A lock on the run, which ends with this process; a SettingsError if another process trains the run."""
         return _lock(self.path)
 
     def save(self) -> None:
-        """Write the file; readers see the old one or the new one, never a part of it.
-
-        Raises
-        ------
-        DataError
-            The folder cannot be made or written to.
-        """
+        """Write the file, or raise a DataError; readers see the old one or the new one, never a part of it."""
         description = {
             "run_id": self.run_id,
             "metadata": self.metadata,
-            "phases": {name: state.facts for name, state in self.phases.items()},
+            "phases": {name: state.values for name, state in self.phases.items()},
             "pending_metrics": self.pending_metrics,
         }
         tensors = {name: state.tensors for name, state in self.phases.items()}
@@ -91,16 +65,9 @@ class Checkpoint:
 
 
 def open_checkpoint(choice: str, folder: Path, locks: ExitStack | None = None) -> Checkpoint:
-    """The checkpoint of an interrupted run.
+    """The checkpoint of an interrupted run: the ``last`` in a folder that no process trains, a run's id, or a file.
 
-    Parameters
-    ----------
-    choice
-        ``last`` for the latest in the folder that no process is training, a run's id, or a file.
-    folder
-        The folder of checkpoints.
-    locks
-        Takes a lock on the run, so that no other process resumes it; None locks nothing.
+    ``locks`` takes a lock on the run, so that no other process resumes it.
 
     Raises
     ------
@@ -115,7 +82,7 @@ def open_checkpoint(choice: str, folder: Path, locks: ExitStack | None = None) -
     content = _read(path)
     try:
         description = json.loads(content["description"])
-        phases = {name: TrainState(facts, content["phases"][name]) for name, facts in description["phases"].items()}
+        phases = {name: TrainState(values, content["phases"][name]) for name, values in description["phases"].items()}
         return Checkpoint(
             path.parent, description["run_id"], description["metadata"], phases, description["pending_metrics"]
         )

@@ -23,14 +23,7 @@ class CheckpointManager:
     to the checkpoint, together with the metrics that MLflow does not have yet, and then the metrics
     are sent: a kill in between loses nothing, and nothing is sent twice.
 
-    Parameters
-    ----------
-    checkpoint
-        The file to write; None writes none.
-    run
-        The run that metrics are sent to; None sends none.
-    read_only
-        Whether the checkpoint is only read, as by all ranks of torchrun but the first.
+    All ranks of torchrun but the first only read the checkpoint.
     """
 
     def __init__(
@@ -60,37 +53,31 @@ class CheckpointManager:
     def finished(self, phase: str) -> FitResult | None:
         """The result of a phase that was marked complete, without its network; None of any other."""
         state = self.state(phase)
-        return state.result(nn.Identity()) if state and state.facts.get("complete") else None
+        return state.result(nn.Identity()) if state and state.values.get("complete") else None
 
     def mark_complete(self, phase: str) -> None:
         """Mark a phase complete, and drop its weights from the checkpoint."""
         state = self.state(phase)
         if self._checkpoint and state:
             tensors = {"val_logits": state.tensors["val_logits"]}
-            self._checkpoint.phases[phase] = TrainState({**state.facts, "complete": True}, tensors)
+            self._checkpoint.phases[phase] = TrainState({**state.values, "complete": True}, tensors)
 
     def log_once(self, phase: str, log: Callable[[], None]) -> None:
         """Log the result of a phase, unless the run did so before it was interrupted; a lost server defers it."""
         state = self.state(phase)
         if state is None:  # there is no checkpoint
             log()
-        elif not state.facts.get("logged"):
+        elif not state.values.get("logged"):
             self._deferred.append((state, log))
             with suppress(TrackingError):
                 self.flush_deferred()
 
     def flush_deferred(self) -> None:
-        """Log the results that a lost server deferred.
-
-        Raises
-        ------
-        TrackingError
-            It is still unreachable.
-        """
+        """Log the results that a lost server deferred; a TrackingError if it is still unreachable."""
         while self._deferred:
             state, log = self._deferred[0]
             log()
-            state.facts["logged"] = True
+            state.values["logged"] = True
             self._deferred.pop(0)
 
     def finish(self, network: nn.Module, description: dict[str, Any]) -> None:

@@ -12,43 +12,21 @@ from PIL import Image
 
 @dataclass(frozen=True, eq=False)
 class ArraySet:
-    """A data set of images of one size.
-
-    Parameters
-    ----------
-    name
-        The data set's name.
-    classes
-        Class names in the set's own order; a label is an index into them.
-    pixels
-        uint8 (N, H, W), grey, or (N, H, W, 3), RGB.
-    labels
-        int64 (N,).
-    parts
-        str (N,): ``train`` or ``test``, or empty if the set is not divided. Images of the test part come first.
-    allow_flip
-        Whether an image may be flipped left to right without changing its class.
-    """
+    """A data set of images of one size."""
 
     name: str
-    classes: tuple[str, ...]
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    parts: NDArray[np.str_]
-    allow_flip: bool
+    classes: tuple[str, ...]  # in the set's own order; a label is an index into them
+    pixels: NDArray[np.uint8]  # (N, H, W), grey, or (N, H, W, 3), RGB
+    labels: NDArray[np.int64]  # (N,)
+    parts: NDArray[np.str_]  # (N,), ``train`` or ``test``, or empty; images of the test part come first
+    allow_flip: bool  # whether an image may be flipped left to right without changing its class
 
 
 class Encoded(Sequence[bytes]):
     """The images of an array as BMP files, each encoded on access.
 
-    A BMP's bytes depend on nothing but the pixels, so their hash identifies the image.
-
-    Parameters
-    ----------
-    pixels
-        uint8 (N, H, W), grey, or (N, H, W, 3), RGB.
-    rows
-        int64 (M,), the images to take, in order; None takes all.
+    A BMP's bytes depend on nothing but the pixels, so their hash identifies the image. ``rows`` are the
+    images to take, in order; None takes all.
 
     Examples
     --------

@@ -30,33 +30,15 @@ TEN_DIGITS = tuple("0123456789")
 
 @dataclass(frozen=True)
 class DownloadSpec:
-    """A data set that can be downloaded.
+    """A data set that can be downloaded."""
 
-    Parameters
-    ----------
-    files
-        File names and their MD5 checksums.
-    addresses
-        URLs of folders that hold the files; the first that answers is used.
-    folder
-        The files' folder, below the folder of all data.
-    classes
-        Class names, if they are not in the files.
-    allow_flip
-        Whether an image may be flipped without changing its class.
-    cifar
-        The contents of a CIFAR set's one file; None for a set in IDX files.
-    pickled
-        Other forms of the set that are not read, because they are pickles.
-    """
-
-    files: Mapping[str, str]
-    addresses: tuple[str, ...]
-    folder: str = ""
-    classes: tuple[str, ...] = ()
+    files: Mapping[str, str]  # names and MD5 checksums
+    addresses: tuple[str, ...]  # of folders that hold the files; the first that answers is used
+    folder: str = ""  # of the files, below the folder of all data
+    classes: tuple[str, ...] = ()  # if they are not in the files
     allow_flip: bool = False
-    cifar: CifarFiles | None = None
-    pickled: tuple[str, ...] = ()
+    cifar: CifarFiles | None = None  # the contents of a CIFAR set's one file; None for a set in IDX files
+    pickled: tuple[str, ...] = ()  # other forms of the set that are not read, because they are pickles
 
 
 NAMES = (DIGITS, "mnist", "fashion-mnist", "kmnist", "cifar10", "cifar100")
@@ -90,14 +72,7 @@ def catalogue() -> dict[str, DownloadSpec]:
 
 
 def load_builtin(name: str, root: Path) -> ArraySet:
-    """The data set of that name.
-
-    Parameters
-    ----------
-    name
-        One of ``NAMES``.
-    root
-        The folder of all data, in which the set is searched for, and into which it is downloaded.
+    """The data set of that name, found in the folder of all data or downloaded into it.
 
     Raises
     ------

@@ -42,18 +42,10 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Duplicate(Skipped):
-    """An image that was skipped because an equal one is in the data set.
+    """An image that was skipped because an equal one is in the data set."""
 
-    Parameters
-    ----------
-    original
-        The path of the one that was kept.
-    classes, parts
-        Of the skipped image, and of the original.
-    """
-
-    original: str
-    classes: tuple[str, str]
+    original: str  # the path of the one that was kept
+    classes: tuple[str, str]  # of the skipped image, and of the original
     parts: tuple[str, str]
 
 
@@ -67,39 +59,17 @@ class Remark:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The images of a data set, before anything is decoded.
+    """The images of a data set, before anything is decoded."""
 
-    Parameters
-    ----------
-    name
-        The folder's name, or that of a built-in data set.
-    classes
-        Class names: a folder's are sorted, others are in the set's own order; a label is an index into them.
-    sources
-        N files, or encoded images.
-    labels
-        int64 (N,).
-    hashes
-        str (N,), SHA-256 of each image's bytes, all different.
-    parts
-        str (N,): the folder above the class, ``train``, ``val`` or ``test``, or empty.
-    skipped
-        Files that were skipped.
-    allow_flip
-        Whether an image may be flipped without changing its class; digits may not.
-    remarks
-        Notes on files that are used.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    sources: Sequence[Path | bytes]
-    labels: NDArray[np.int64]
-    hashes: NDArray[np.str_]
-    parts: NDArray[np.str_]
+    name: str  # the folder's, or that of a built-in data set
+    classes: tuple[str, ...]  # sorted, or in the set's own order; a label is an index into them
+    sources: Sequence[Path | bytes]  # N files, or encoded images
+    labels: NDArray[np.int64]  # (N,)
+    hashes: NDArray[np.str_]  # (N,), SHA-256 of each image's bytes, all different
+    parts: NDArray[np.str_]  # (N,), the folder above the class, ``train``, ``val`` or ``test``, or empty
     skipped: tuple[Skipped, ...] = ()
-    allow_flip: bool = True
-    remarks: tuple[Remark, ...] = ()
+    allow_flip: bool = True  # whether an image may be flipped without changing its class; digits may not
+    remarks: tuple[Remark, ...] = ()  # on files that are used
 
     def __len__(self) -> int:
         return len(self.labels)

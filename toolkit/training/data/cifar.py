@@ -23,25 +23,13 @@ MAX_FILE_BYTES = 200 * 2**20  # the largest of the published files has 147 MiB
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """The files of one of the sets.
+    """The files of one of the sets."""
 
-    Parameters
-    ----------
-    folder
-        Their folder inside the archive.
-    train, test
-        Files of records.
-    names
-        The file with one class name per line.
-    labels
-        The number of labels in a record, of which the last is the class.
-    """
-
-    folder: str
+    folder: str  # inside the archive
     train: tuple[str, ...]
     test: tuple[str, ...]
-    names: str
-    labels: int
+    names: str  # the file with one class name per line
+    labels: int  # in a record, of which the last is the class
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -62,16 +50,7 @@ CIFAR100 = CifarFiles(
 
 
 def read_cifar(path: Path, files: CifarFiles, name: str) -> ArraySet:
-    """Read a CIFAR set from the folder of its files, or from the published archive.
-
-    Parameters
-    ----------
-    path
-        A folder or a ``.tar.gz``, which is not unpacked to disk.
-    files
-        The files of the set.
-    name
-        The set's name.
+    """Read a CIFAR set from the folder of its files, or from the published archive, which is not unpacked to disk.
 
     Raises
     ------

@@ -15,17 +15,6 @@ from toolkit.training.data.splits import Split
 class Subset:
     """Some images of a data set, by index, without a copy.
 
-    Parameters
-    ----------
-    pixels
-        uint8 (M, size, size, 3), the whole data set, in memory or mapped.
-    all_labels
-        int64 (M,), of the whole data set.
-    indices
-        int64 (N,), the images that belong to the subset.
-    allow_flip
-        Whether an image may be flipped left to right without changing its class.
-
     Examples
     --------
     >>> odd = Subset(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 0]), np.array([1, 3]))
@@ -33,10 +22,10 @@ class Subset:
     (2, [1, 0], 3)
     """
 
-    pixels: NDArray[np.uint8]
-    all_labels: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    allow_flip: bool = True
+    pixels: NDArray[np.uint8]  # (M, size, size, 3), the whole data set, in memory or mapped
+    all_labels: NDArray[np.int64]  # (M,), of the whole data set
+    indices: NDArray[np.int64]  # (N,), the images that belong to the subset
+    allow_flip: bool = True  # whether an image may be flipped left to right without changing its class
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -58,27 +47,13 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Everything that training reads.
-
-    Parameters
-    ----------
-    images
-        All images, decoded.
-    split
-        What each image is used for.
-    weights
-        A pretrained ResNet-18's state dict; None for random weights.
-    weights_note
-        The origin of the weights in words, such as ``imagenet``; a run is tagged with it.
-    feature_views
-        A frozen backbone's features of the development images, shared by all trainings on this data.
-    """
+    """Everything that training reads."""
 
     images: CachedImages
     split: Split
-    weights: dict[str, Tensor] | None
-    weights_note: str
-    feature_views: dict[Hashable, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] | None  # a pretrained ResNet-18's state dict; None for random weights
+    weights_note: str  # the origin of the weights in words, such as ``imagenet``; a run is tagged with it
+    feature_views: dict[Hashable, Tensor] = field(default_factory=dict)  # of a frozen backbone, for all trainings
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -16,19 +16,10 @@ from toolkit.training.data.near_duplicates import MIN_SIDE, groups_of, near_dupl
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Groups in a data set of N images.
+    """Groups in a data set of N images."""
 
-    Parameters
-    ----------
-    keys
-        str (N,), the same for images of one group by ``--group-by``, and empty for an image that is in
-        none; None without ``--group-by``.
-    copies
-        int64 (M, 2), pairs of images that show one photograph.
-    """
-
-    keys: NDArray[np.str_] | None = None
-    copies: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    keys: NDArray[np.str_] | None = None  # (N,), equal in one group by ``--group-by``, empty for an image in none
+    copies: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))  # pairs of one photograph
 
     @property
     def links(self) -> NDArray[np.int64]:
@@ -42,24 +33,10 @@ class Groups:
 
 
 def find_groups(images: CachedImages, data: str, group_by: str | None, *, copies: bool) -> Groups:
-    """Find the groups in a decoded data set.
+    """Find the groups in a data set that was read from the folder ``data``; ``group_by`` is as in ``keys_of``.
 
-    Parameters
-    ----------
-    images
-        The data set.
-    data
-        The folder that it was read from.
-    group_by
-        As in ``keys_of``; None for no keys.
-    copies
-        Whether to search for near-duplicates, among the files of at least ``MIN_SIDE`` pixels; data
-        sets of arrays are left as their authors made them.
-
-    Raises
-    ------
-    DataError
-        ``group_by`` fits no image.
+    Near-duplicates are searched for among files of at least ``MIN_SIDE`` pixels; data sets of arrays are
+    left as their authors made them.
     """
     catalogue = images.catalogue
     keys = None if group_by is None else keys_of(catalogue, Path(data).expanduser(), group_by)
@@ -72,16 +49,9 @@ def find_groups(images: CachedImages, data: str, group_by: str | None, *, copies
 def keys_of(catalogue: Catalogue, folder: Path, group_by: str) -> NDArray[np.str_]:
     r"""The key of each image, str (N,); empty if ``group_by`` does not match.
 
-    Parameters
-    ----------
-    catalogue
-        The data set.
-    folder
-        The folder that it was read from.
-    group_by
-        A number of levels: the name of the folder that deep below the class's. Otherwise a regular
-        expression that is searched for in the path below ``folder``, with ``/`` on every system: its
-        first group is the key, or the whole match if it has none.
+    A number of levels stands for the name of the folder that deep below the class's. Otherwise it is a
+    regular expression that is searched for in the path below ``folder``, with ``/`` on every system: its
+    first group is the key, or the whole match if it has none.
 
     Raises
     ------

@@ -31,17 +31,8 @@ def holds_idx(folder: Path) -> bool:
 def read_idx(folder: Path, name: str, classes: Sequence[str] = (), *, allow_flip: bool = False) -> ArraySet:
     """Read the training part and the test part of a data set, or the one that the folder holds.
 
-    Parameters
-    ----------
-    folder
-        Holds ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and likewise ``t10k-`` or
-        ``test-``, each also with ``.gz``.
-    name
-        The data set's name.
-    classes
-        Names of the labels 0, 1, ...; if empty, the labels that occur are the names.
-    allow_flip
-        Whether an image may be flipped without changing its class.
+    The files are ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, and likewise ``t10k-`` or
+    ``test-``, each also with ``.gz``. Without ``classes``, the labels that occur are the names.
 
     Raises
     ------

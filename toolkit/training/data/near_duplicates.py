@@ -105,11 +105,7 @@ def near_duplicates(pixels: NDArray[np.uint8], among: Indices | None = None) -> 
 
 
 def groups_of(pairs: Indices, count: int) -> Indices:
-    """Number the groups of ``count`` items that ``pairs`` (M, 2) connect.
-
-    Returns
-    -------
-    int64 (count,)
+    """Number the groups of ``count`` items that ``pairs`` (M, 2) connect, int64 (count,).
 
     Examples
     --------
@@ -238,12 +234,7 @@ def _agree(images: NDArray[np.uint8], others: NDArray[np.uint8], variant: Indice
 def _register(whole: Floats, part: Floats, start: Floats, extent: Floats) -> tuple[Floats, Floats]:
     """Move and stretch the windows until the image in them is most similar to the other.
 
-    Parameters
-    ----------
-    whole, part
-        float32 (P, S, S), grey.
-    start, extent
-        float32 (P, 2), vertical and horizontal, of the windows in the whole, as fractions of its side.
+    Images are float32 (P, S, S), grey; windows (P, 2), vertical and horizontal, as fractions of the side.
     """
     size = whole.shape[1]
     along = np.arange(size, dtype=np.float32) + 0.5

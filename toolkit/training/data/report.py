@@ -81,13 +81,7 @@ def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
 
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """A few lines about a data set for the terminal: its size, its balance, and what needs attention.
-
-    Parameters
-    ----------
-    report
-        The result of ``data_report``.
-    """
+    """A few lines about a data set for the terminal: its size, its balance, and what needs attention."""
     return [
         _size_line(report),
         *_balance_lines(report["classes"], report["imbalance"]),
@@ -103,10 +97,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 def class_balance_plot(report: Mapping[str, Any]) -> Figure:
     """A bar chart of the images of each class in each part, the largest class first.
 
-    Parameters
-    ----------
-    report
-        The result of ``data_report``. Of more than 200 classes the 100 largest and the 100 smallest are drawn.
+    Of more than 200 classes the 100 largest and the 100 smallest are drawn.
     """
     ordered = sorted(report["classes"], key=_total, reverse=True)
     drawn = ordered if len(ordered) <= MAX_CLASSES else ordered[: MAX_CLASSES // 2] + ordered[-MAX_CLASSES // 2 :]

@@ -30,31 +30,14 @@ def _none() -> Indices:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The use of each image, as index arrays into a data set of N.
+    """The use of each image, as index arrays into a data set of N."""
 
-    Parameters
-    ----------
-    development
-        Images to train on, and to validate on if ``validation`` is empty.
-    held_out
-        Images to evaluate on, once, at the end.
-    validation
-        The images of a val/ folder; empty if there is none.
-    unused
-        Images that belong to others on another side, and copies of held-out images.
-    groups
-        int64 (N,), the same number for images that validation and folds must keep together; None if
-        each is a group of its own.
-    copies
-        int64 (M, 2), pairs of images that show one photograph.
-    """
-
-    development: Indices
-    held_out: Indices
+    development: Indices  # to train on, and to validate on if ``validation`` is empty
+    held_out: Indices  # to evaluate on, once, at the end
     validation: Indices
-    unused: Indices = field(default_factory=_none)
-    groups: Indices | None = None
-    copies: Indices = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    unused: Indices = field(default_factory=_none)  # belong to others on another side, or copies of held-out images
+    groups: Indices | None = None  # (N,), equal for images that are kept together; None if each is its own group
+    copies: Indices = field(default_factory=lambda: np.empty((0, 2), np.int64))  # pairs of one photograph
 
     @property
     def held_out_groups(self) -> int:
@@ -78,15 +61,6 @@ def split(catalogue: Catalogue, test_fraction: float, groups: Groups | None = No
     As the data set grows, no image changes from held out to trained on, unless it was the only one held
     out and above the fraction; and none from trained on to held out, unless it is below the fraction and
     was kept for its class. A new copy may make others unused.
-
-    Parameters
-    ----------
-    catalogue
-        The images.
-    test_fraction
-        Share to hold out, from 0 to 1.
-    groups
-        Images that must not be separated.
 
     Raises
     ------
@@ -192,18 +166,8 @@ def _require_training(catalogue: Catalogue, places: Indices) -> None:
 def stratified(labels: Indices, fraction: float, seed: int, groups: Indices | None = None) -> tuple[Indices, Indices]:
     """Split into index arrays (training, validation), a fraction of every class, at least one image, in the second.
 
-    A class of one image, or of one group, is trained on.
-
-    Parameters
-    ----------
-    labels
-        int64 (N,).
-    fraction
-        Share to validate on, from 0 to 1.
-    seed
-        Of the random choice.
-    groups
-        int64 (N,), the same number for images that must be on one side; None if each is a group of its own.
+    A class of one image, or of one group, is trained on. Images with the same number in ``groups`` are on
+    one side.
 
     Examples
     --------
@@ -260,18 +224,7 @@ def stratified_folds(
 ) -> Iterator[tuple[Indices, Indices]]:
     """Index arrays (training, validation) of stratified k-fold cross-validation.
 
-    Parameters
-    ----------
-    labels
-        int64 (N,).
-    folds
-        Their number, at least 2.
-    seed
-        Of the random choice.
-    classes
-        Class names, for the error.
-    groups
-        int64 (N,), the same number for images that must be in one fold; None if each is a group of its own.
+    Images with the same number in ``groups`` are in one fold. Class names are for the error.
 
     Raises
     ------

@@ -19,45 +19,21 @@ TEMPERATURES = (0.05, 20.0)  # a fit outside this range means that the logits ar
 class Evaluation:
     """Metrics of N predictions over K classes.
 
-    Parameters
-    ----------
-    accuracy
-        Share of right predictions.
-    weighted
-        ``precision_weighted``, ``recall_weighted`` and ``f1_weighted``: means over the classes, weighted by their size.
-    calibration_error
-        Mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by their sizes.
-    per_class
-        A row for each class: its name, precision, recall, F1 and number of images.
-    confusion
-        int64 (K, K), rows are the true classes.
-    images
-        N.
-
     References
     ----------
     Naeini, Cooper, Hauskrecht: Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015.
     """
 
     accuracy: float
-    weighted: dict[str, float]
-    calibration_error: float
-    per_class: list[dict[str, Any]]
-    confusion: NDArray[np.int64]
-    images: int
+    weighted: dict[str, float]  # precision, recall and F1 (``..._weighted``): means over classes, by their sizes
+    calibration_error: float  # mean distance of confidence and accuracy over 15 equal bins, by their sizes
+    per_class: list[dict[str, Any]]  # the name, precision, recall, F1 and number of images of each class
+    confusion: NDArray[np.int64]  # (K, K), rows are the true classes
+    images: int  # N
 
 
 def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: Sequence[str]) -> Evaluation:
-    """Measure predictions.
-
-    Parameters
-    ----------
-    probabilities
-        float32 (N, K).
-    labels
-        int64 (N,), the true classes.
-    classes
-        K names.
+    """Measure probabilities, float32 (N, K), against the true classes, int64 (N,).
 
     Examples
     --------
@@ -85,20 +61,7 @@ def evaluate(probabilities: NDArray[np.float32], labels: NDArray[np.int64], clas
 def most_confident_mistakes(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], count: int = 24
 ) -> NDArray[np.int64]:
-    """Wrong predictions by falling confidence: often a wrong label, or an unusual image.
-
-    Parameters
-    ----------
-    probabilities
-        float32 (N, K).
-    labels
-        int64 (N,), the true classes.
-    count
-        Maximum number to return.
-
-    Returns
-    -------
-    int64 (M,), indices of mistakes by falling confidence; M is at most ``count``.
+    """Indices of wrong predictions by falling confidence: often a wrong label, or an unusual image.
 
     Examples
     --------
@@ -118,12 +81,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     n images that were all classified rightly do not prove certainty, and would otherwise give a
     temperature of 0.
 
-    Parameters
-    ----------
-    logits
-        float32 (n, K), of images that the network was not trained on.
-    labels
-        int64 (n,).
+    The logits (n, K) are of images that the network was not trained on.
 
     References
     ----------

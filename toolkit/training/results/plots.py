@@ -33,15 +33,7 @@ ONE_LINE_LENGTH = 26  # characters of two class names above a mistake
 
 
 def learning_curves(history: Sequence[EpochMetrics], best_epoch: int) -> Figure:
-    """Loss and accuracy of training and validation, and the learning rate, over epochs; the best epoch is marked.
-
-    Parameters
-    ----------
-    history
-        The metrics of each epoch, in order.
-    best_epoch
-        Its number, from 1.
-    """
+    """Loss and accuracy of training and validation, and the learning rate, over epochs; the best epoch is marked."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(5, 5, 3))
     epochs = [epoch.epoch for epoch in history]
@@ -98,11 +90,7 @@ def calibration_plot(before: CalibrationBins, after: CalibrationBins) -> Figure:
 def per_class_plot(per_class: Sequence[Mapping[str, Any]]) -> Figure:
     """Precision, recall, F1 and the number of images of each class, the lowest F1 first.
 
-    Parameters
-    ----------
-    per_class
-        Rows of ``Evaluation.per_class``. Of more than 200 the lowest 200 are drawn. A class without
-        images comes last and has no points.
+    Of more than 200 classes the lowest 200 are drawn. One without images comes last and has no points.
     """
     ordered = sorted(per_class, key=lambda row: (row["images"] == 0, row["f1"]))[:MAX_NAMED]
     columns = math.ceil(len(ordered) / ROWS_PER_COLUMN)
@@ -147,17 +135,7 @@ def mistakes_plot(
 ) -> Figure:
     """Wrongly classified images, each with its true class, the predicted class and the confidence.
 
-    Parameters
-    ----------
-    pixels
-        uint8 (M, size, size, 3), the most confident mistake first; 24 are drawn at most. With none, the
-        plot says so.
-    true, predicted
-        M indices into the classes.
-    confidence
-        M probabilities of the predicted classes.
-    classes
-        K names.
+    Of the images, uint8 (M, size, size, 3), the first 24 are drawn; with none, the plot says so.
     """
     shown = min(len(pixels), MAX_MISTAKES)
     if not shown:

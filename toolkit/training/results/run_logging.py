@@ -20,7 +20,6 @@ from toolkit.tracking.connection import mlflow_call
 from toolkit.tracking.run import Run
 from toolkit.training.data.dataset import TrainingData
 from toolkit.training.data.report import class_balance_plot, data_report, report_lines
-from toolkit.training.data.splits import Split
 from toolkit.training.device import Device
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.loop import EpochMetrics, FitConfig, FitResult, predict_logits
@@ -39,7 +38,7 @@ class TrainingResult:
     """A finished training: its run, its network with the history, and its metrics on the held-out images."""
 
     run: Run
-    fitted: FitResult
+    fit: FitResult
     evaluation: Evaluation
     metrics: dict[str, float]
 
@@ -57,24 +56,14 @@ def run_tags(data: TrainingData, seed: int) -> dict[str, object]:
     }
 
 
-def log_data(run: Run, data: TrainingData, source: str, split: Split | None = None) -> None:
-    """Log the data set and its report, and print a summary.
+def log_data(run: Run, data: TrainingData, source: str, *, cross_validated: bool = True) -> None:
+    """Log the data set, which the user named ``source``, and its report, and print a summary.
 
-    Parameters
-    ----------
-    run
-        The run to log to.
-    data
-        The images and their split.
-    source
-        The data set as the user named it.
-    split
-        The images to train and to validate on; None for cross-validation, which uses all development
-        images for both.
+    Cross-validation trains and validates on all development images.
     """
     catalogue = data.images.catalogue
-    cross_validated = replace(data.split, development=data.development, validation=data.development[:0])
-    report = data_report(catalogue, split or cross_validated)
+    everything = replace(data.split, development=data.development, validation=data.development[:0])
+    report = data_report(catalogue, everything if cross_validated else data.split)
     profile = {"images": len(catalogue), "classes": len(data.classes), "image_size": data.images.size}
     run.dataset(catalogue.name, catalogue.fingerprint, source, profile=profile, context="training")
     run.json("data_report.json", report)
@@ -140,20 +129,7 @@ def log_result(
 ) -> TrainingResult:
     """Evaluate the network on the held-out images, and log metrics, tables, plots and the bundle.
 
-    Parameters
-    ----------
-    run
-        The run to log to.
-    data
-        The images and their split.
-    config
-        Hyperparameters, seed and device of the training.
-    fitted
-        The trained network.
-    temperature
-        Divides its logits.
-    measured
-        Further measurements for the model card, by name.
+    The temperature divides the network's logits; the card also has the measurements in ``measured``.
     """
     held_out = data.subset(data.split.held_out)
     network = fitted.network.cpu().float()

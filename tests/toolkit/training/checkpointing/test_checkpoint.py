@@ -2,15 +2,15 @@
 
 import os
 import pickle
-import resource
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
-from support.tiny_networks import context, elsewhere, load_weights
+from support import wait_until
+from support.disk import full_disk
+from support.tiny_networks import context, load_weights
 from toolkit.errors import DataError, SettingsError
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from toolkit.training.loop import TrainState
@@ -26,7 +26,7 @@ def value_of(found):
     """The number in a whole checkpoint."""
     state = found.phases["final"]
     (value,) = set(state.tensors["weights"].tolist())
-    assert found.metadata == state.facts == {"value": value}
+    assert found.metadata == state.values == {"value": value}
     return value
 
 
@@ -69,8 +69,8 @@ def test_save_and_open_round_trip(tmp_path):
     assert (found.folder, found.run_id, found.metadata) == (folder, "abc", {"settings": {"seed": 0}})
     assert found.pending_metrics == [["val_loss", 0.5, 1]]
     assert list(found.phases) == ["fold 1", "final"]
-    assert repr(found.phases["fold 1"].facts) == repr(phases["fold 1"].facts)
-    assert found.phases["final"].facts == {"step": 3}
+    assert repr(found.phases["fold 1"].values) == repr(phases["fold 1"].values)
+    assert found.phases["final"].values == {"step": 3}
     assert torch.equal(found.phases["final"].tensors["sums"], tensors["sums"])
     other = torch.nn.Linear(3, 2)
     other.load_state_dict(found.phases["final"].tensors["network"])
@@ -202,21 +202,11 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     assert [entry.name for entry in (tmp_path / "busy").iterdir()] == ["run.pt"]
 
 
-def save_on_a_full_disk(folder):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-    try:
-        checkpoint(folder, value=2.0, size=500_000).save()
-    except DataError as error:
-        return str(error)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return "saved"
-
-
 def test_a_full_disk_leaves_the_former_file_alone(tmp_path):
     checkpoint(tmp_path, value=1.0).save()
-    said = elsewhere(save_on_a_full_disk, tmp_path)
-    assert said == f"the checkpoint {tmp_path}/run.resume.pt cannot be written: [Errno 27] File too large"
+    with full_disk(100_000), pytest.raises(DataError) as caught:
+        checkpoint(tmp_path, value=2.0, size=500_000).save()
+    assert str(caught.value) == f"the checkpoint {tmp_path}/run.resume.pt cannot be written: [Errno 27] File too large"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.resume.pt"]
     assert value_of(open_checkpoint("run", tmp_path)) == 1.0
 
@@ -233,10 +223,8 @@ def test_a_kill_while_saving_leaves_the_former_file(tmp_path):
     for _ in range(3):
         writer = context().Process(target=save_repeatedly, args=(tmp_path,))
         writer.start()
-        before = time.monotonic()
         try:
-            while not ((tmp_path / "run.resume.pt").exists() and (tmp_path / ".run.resume.pt.partial").exists()):
-                assert time.monotonic() < before + 60
+            wait_until(lambda: all((tmp_path / name).exists() for name in ("run.resume.pt", ".run.resume.pt.partial")))
         finally:
             writer.kill()
             writer.join()

@@ -1,9 +1,7 @@
 """The checkpoint and the MLflow run after each moment at which a training may be stopped."""
 
-import resource
 import shlex
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from support.disk import full_disk
 from support.tiny_networks import load_weights
 from toolkit.errors import DataError, TrackingError
 from toolkit.tracking.connection import connect
@@ -30,19 +29,11 @@ def checkpoint(run):
 
 def state(accuracy=0.5, weights=10):
     """The state of a training, as far as a manager reads it."""
-    facts = {
-        "history": [], "best_epoch": 2, "best_val_accuracy": accuracy, "stopped_early": False, "seconds": 1.5
+    values = {
+        "history": [], "best_epoch": 2, "best_val_accuracy": accuracy, "stopped_early": False, "seconds": 1.5,
+        "images": 8,
     }  # fmt: skip
-    return TrainState(facts, {"network": {"weight": torch.ones(weights)}, "val_logits": torch.full((4, 3), accuracy)})
-
-
-@contextmanager
-def full_disk(size=20_000):
-    """No file can grow beyond so many bytes: the system refuses to write, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return TrainState(values, {"network": {"weight": torch.ones(weights)}, "val_logits": torch.full((4, 3), accuracy)})
 
 
 def values(run, name):
@@ -59,7 +50,7 @@ def test_a_checkpoint_holds_the_metrics_sent_next(run, checkpoint):
     assert values(run, "loss") == [0.25]
     found = open_checkpoint(run.id, Path("checkpoints"))
     assert (found.metadata, [tuple(entry) for entry in found.pending_metrics]) == (METADATA, pending)
-    assert found.phases["final"].facts["best_val_accuracy"] == 0.75
+    assert found.phases["final"].values["best_val_accuracy"] == 0.75
     # A run killed between the two sends them again, and they are there once.
     again = Run.reopen(run.client, run.id)
     again.load_pending(found.pending_metrics)
@@ -84,7 +75,7 @@ def test_metrics_that_cannot_be_sent_stay_in_the_checkpoint(client, tmp_path, ca
 def test_a_full_disk_is_reported_once_and_keeps_the_former_file(run, checkpoint, capsys):
     save = CheckpointManager(checkpoint, run).save_callback("final")
     save(state(0.1))
-    with full_disk():
+    with full_disk(20_000):
         save(state(0.2, weights=100_000))
         save(state(0.3, weights=100_000))
         said = capsys.readouterr().out
@@ -92,11 +83,11 @@ def test_a_full_disk_is_reported_once_and_keeps_the_former_file(run, checkpoint,
         assert said.endswith("; training goes on, and could only be resumed from an earlier epoch\n")
         assert said.count("\n") == 1
     assert [path.name for path in Path("checkpoints").iterdir()] == [f"{run.id}.resume.pt"]
-    assert open_checkpoint("last", Path("checkpoints")).phases["final"].facts["best_val_accuracy"] == 0.1
+    assert open_checkpoint("last", Path("checkpoints")).phases["final"].values["best_val_accuracy"] == 0.1
     save(state(0.4, weights=100_000))
-    assert open_checkpoint("last", Path("checkpoints")).phases["final"].facts["best_val_accuracy"] == 0.4
+    assert open_checkpoint("last", Path("checkpoints")).phases["final"].values["best_val_accuracy"] == 0.4
     assert capsys.readouterr().out == ""
-    with full_disk():
+    with full_disk(20_000):
         save(state(0.5, weights=100_000))
     assert capsys.readouterr().out.count("warning: ") == 1  # it was all right in between
 
@@ -108,14 +99,14 @@ def test_a_read_only_manager_writes_nothing(checkpoint):
     follower.finish(nn.Linear(1, 1), {})
     assert follower.state("final") is checkpoint.phases["final"]
     assert follower.state("fold 1") is None
-    assert checkpoint.phases["final"].facts["best_val_accuracy"] == 0.75
+    assert checkpoint.phases["final"].values["best_val_accuracy"] == 0.75
     assert not Path("checkpoints").exists()
 
 
 def test_a_checkpoint_is_saved_without_a_run(checkpoint):
     CheckpointManager(checkpoint).save_callback("fold 1")(state(0.9))
     again = open_checkpoint(checkpoint.run_id, checkpoint.folder)
-    assert again.phases["fold 1"].facts["best_val_accuracy"] == 0.9
+    assert again.phases["fold 1"].values["best_val_accuracy"] == 0.9
     assert again.pending_metrics == []
 
 
@@ -179,7 +170,7 @@ def test_a_lost_server_defers_folds_in_order(run, checkpoint):
     assert logged == []
     checkpoints.save_callback("fold 3")(state())
     phases = open_checkpoint(run.id, Path("checkpoints")).phases
-    assert not any(phase.facts.get("logged") for phase in phases.values())
+    assert not any(phase.values.get("logged") for phase in phases.values())
     away[0] = False
     checkpoints.log_once("fold 3", lambda: log("fold 3"))
     checkpoints.flush_deferred()
@@ -202,7 +193,7 @@ def test_a_complete_run_leaves_only_its_weights(run, checkpoint):
 
 
 def test_unwritable_weights_are_only_a_warning(run, checkpoint, capsys):
-    with full_disk():
+    with full_disk(20_000):
         CheckpointManager(checkpoint, run).finish(nn.Linear(1000, 100), {})
     assert capsys.readouterr().out.startswith(f"warning: the checkpoint checkpoints/{run.id}.pt cannot be written: ")
 

@@ -13,7 +13,6 @@ import tracemalloc
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from support import MAX_WAIT_S, wait_until
-from support.colours import encode
+from support.image_folders import fill, noise_image
 from toolkit.errors import DataError
 from toolkit.images import decoding
 from toolkit.images.decoding import ImageLimits, load_image
@@ -34,18 +33,6 @@ from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 
 ENOUGH = 2**30
-
-
-@lru_cache(None)
-def image(seed, size=20):
-    return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
-
-
-def fill(folder, count, first=0, size=20):
-    """Images no two of which are alike, as long as ``first`` differs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(first, first + count):
-        (folder / f"{number:04}.png").write_bytes(image(number, size))
 
 
 def listed(images):
@@ -104,8 +91,7 @@ def cache(tmp_path):
 def pets(tmp_path):
     """A folder of 600 tiny images: three blocks of an entry."""
     folder = tmp_path / "pets"
-    fill(folder / "cat", 300, size=6)
-    fill(folder / "dog", 300, first=1000, size=6)
+    fill(folder, 300, "cat", "dog", size=6)
     return folder
 
 
@@ -123,15 +109,14 @@ def test_digits_are_decoded_as_they_are(cached, cache):
 
 
 def test_what_is_no_image_is_skipped_with_its_reason(tmp_path, cache):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 4, first=10 * label)
+    fill(tmp_path / "pets", 4, "cat", "dog")
     cat = tmp_path / "pets" / "cat"
-    whole = image(99)
+    whole = noise_image(99)
     (cat / "empty.png").write_bytes(b"")
     (cat / "cut.png").write_bytes(whole[: len(whole) // 2])
     (cat / "text.jpg").write_text("I am a letter")
     (cat / "print.jpeg").write_bytes(b"%PDF-1.7 and so on")
-    (cat / "vast.png").write_bytes(image(98, size=64))
+    (cat / "vast.png").write_bytes(noise_image(98, size=64))
     patterns = {
         "empty.png": "the file is empty",
         "cut.png": "the image is broken: ",
@@ -190,7 +175,7 @@ def test_the_cache_gives_what_decoding_in_memory_gives(pets, cache):
         assert batch.flags.writeable
 
 
-NOISE = [image(seed, size=5) for seed in range(12)] + [b"no image", b"nor this"]
+NOISE = [noise_image(seed, size=5) for seed in range(12)] + [b"no image", b"nor this"]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +197,7 @@ def test_whatever_was_cached_before_the_images_are_right(lasting, chosen, size):
 
 def test_a_folder_that_grew_costs_its_new_images_only(pets, cache):
     decode(open_catalogue(str(pets)), 8, cache=cache, progress=False)
-    fill(pets / "ant", 3, first=5000, size=6)  # first in order, so that every index moves
+    fill(pets / "ant", 3, size=6)  # first in order, so that every index moves
     catalogue = open_catalogue(str(pets))
     images, work = observed(catalogue, cache)
     assert work == [0, 1, 2]
@@ -220,8 +205,7 @@ def test_a_folder_that_grew_costs_its_new_images_only(pets, cache):
 
 
 def test_skipped_files_and_remarks_have_present_names(tmp_path, cache):
-    fill(tmp_path / "pets" / "cat", 3)
-    fill(tmp_path / "pets" / "dog", 3, first=10)
+    fill(tmp_path / "pets", 3, "cat", "dog")
     Image.new("CMYK", (9, 9), (0, 99, 0, 0)).save(tmp_path / "pets" / "cat" / "print.jpg")
     (tmp_path / "pets" / "dog" / "broken.png").write_bytes(b"no image")
     remarks = load_image((tmp_path / "pets" / "cat" / "print.jpg").read_bytes(), 8).remarks
@@ -244,8 +228,7 @@ def test_skipped_files_and_remarks_have_present_names(tmp_path, cache):
 def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(tmp_path, cache, monkeypatch):
     from pillow_heif import from_pillow
 
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 3, first=10 * label)
+    fill(tmp_path / "pets", 3, "cat", "dog")
     from_pillow(Image.new("RGB", (64, 64), "red")).save(tmp_path / "pets" / "cat" / "phone.HEIC", quality=90)
     decoding._register_heif.cache_clear()
     with monkeypatch.context() as patch:
@@ -258,13 +241,12 @@ def test_what_a_package_was_missing_for_is_decoded_once_it_is_there(tmp_path, ca
 
 
 def test_a_file_that_was_lost_meanwhile_is_left_out_and_comes_back(tmp_path, cache):
-    fill(tmp_path / "pets" / "cat", 4)
-    fill(tmp_path / "pets" / "dog", 4, first=10)
+    fill(tmp_path / "pets", 4, "cat", "dog")
     catalogue = open_catalogue("pets")
-    gone, changed = Path("pets/cat/0001.png"), Path("pets/dog/0012.png")
+    gone, changed = Path("pets/cat/1.png"), Path("pets/dog/2.png")
     kept = gone.read_bytes(), changed.read_bytes()
     gone.unlink()
-    changed.write_bytes(image(99))
+    changed.write_bytes(noise_image(99))
     for _ in range(2):
         images = decode(catalogue, 8, cache=cache, progress=False)
         assert [(item.path, item.reason) for item in images.catalogue.skipped] == [
@@ -282,8 +264,7 @@ def test_a_file_that_was_lost_meanwhile_is_left_out_and_comes_back(tmp_path, cac
 
 def test_a_data_set_may_be_larger_than_memory(tmp_path, cache):
     """130 MB of pixels are never in memory together, neither when they are decoded nor later."""
-    fill(tmp_path / "large" / "cat", 60, size=4)
-    fill(tmp_path / "large" / "dog", 60, first=100, size=4)
+    fill(tmp_path / "large", 60, "cat", "dog", size=4)
     catalogue = open_catalogue("large")
     tracemalloc.start()
     try:
@@ -409,7 +390,7 @@ def test_a_killed_process_leaves_blocks_for_a_grown_folder(pets, cache):
     wait_until(lambda: half_way(cache))
     killed.kill()
     killed.join()
-    fill(pets / "ant", 2, first=5000, size=6)
+    fill(pets / "ant", 2, size=6)
     catalogue = open_catalogue("pets")
     images, work = observed(catalogue, cache)
     assert work == [0, 1, *range(2 + 256, 602)]
@@ -440,7 +421,7 @@ def test_an_interrupt_stops_at_once_and_keeps_whole_blocks(pets, cache):
 def test_the_least_recently_used_entry_is_evicted(tmp_path):
     """An entry of four images of 8 x 8 has at most 4 x (192 + 256) bytes: two fit, three do not."""
     cache = Cache(tmp_path / "cache", 2 * 4 * (192 + 256))
-    sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(3)]
+    sets = [listed([noise_image(10 * number + place) for place in range(4)]) for number in range(3)]
     for number, expected in ((0, 4), (1, 4), (0, 0), (2, 4), (0, 0), (1, 4), (0, 0), (2, 4)):
         time.sleep(0.01)  # a file system's clock ticks every few milliseconds
         assert len(observed(sets[number], cache)[1]) == expected, number
@@ -448,7 +429,7 @@ def test_the_least_recently_used_entry_is_evicted(tmp_path):
 
 def test_entries_in_use_are_not_evicted(tmp_path):
     cache = Cache(tmp_path / "cache", 4 * (192 + 256))
-    sets = [listed([image(10 * number + place) for place in range(4)]) for number in range(2)]
+    sets = [listed([noise_image(10 * number + place) for place in range(4)]) for number in range(2)]
     images = decode(sets[0], 8, cache=cache, progress=False)
     with pytest.raises(
         DataError,
@@ -463,7 +444,7 @@ def test_entries_in_use_are_not_evicted(tmp_path):
 
 def test_more_than_the_limit_is_refused_before_decoding(tmp_path):
     cache = Cache(tmp_path / "cache", 1024)
-    sources = Observed([image(number) for number in range(4)])
+    sources = Observed([noise_image(number) for number in range(4)])
     with pytest.raises(DataError) as caught:
         decode(replace(listed(sources.sources), sources=sources), 8, cache=cache, progress=False)
     assert str(caught.value) == (
@@ -474,10 +455,11 @@ def test_more_than_the_limit_is_refused_before_decoding(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
+    cache = Cache(tmp_path / "file" / "cache", ENOUGH)
     with pytest.raises(DataError) as caught:
-        decode(listed([image(1), image(2)]), 8, cache=Cache(tmp_path / "file" / "cache", ENOUGH), progress=False)
+        decode(listed([noise_image(1), noise_image(2)]), 8, cache=cache, progress=False)
     assert str(caught.value) == (
-        f"the image cache {tmp_path / 'file' / 'cache'} cannot be used: Not a directory; choose another --cache-dir"
+        f"the image cache {cache.folder} cannot be used: Not a directory; choose another --cache-dir"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from support.colours import encode
+from support.image_folders import fill, noise_image
 from toolkit.errors import DataError
 from toolkit.images.decoding import load_image
 from toolkit.training.data.catalogue import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
@@ -19,24 +20,13 @@ from toolkit.training.data.splits import split
 NO_ENDING = "its ending is none of .avif, .bmp, .gif, .heic, .heif, .hif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
 
 
-def image(seed, size=20):
-    return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
-
-
-def fill(folder, count, first=0):
-    """Images no two of which are alike, as long as ``first`` differs."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number}.png").write_bytes(image(first + number))
-
-
 # --- what is found ------------------------------------------------------------------------------
 
 
 def test_a_plain_folder(tmp_path):
     fill(tmp_path / "pets" / "dog", 3)
-    fill(tmp_path / "pets" / "cat" / "kittens", 2, first=10)  # folders inside a class belong to it
-    (tmp_path / "pets" / "cat" / "old.PNG").write_bytes(image(20))
+    fill(tmp_path / "pets" / "cat" / "kittens", 2)  # folders inside a class belong to it
+    (tmp_path / "pets" / "cat" / "old.PNG").write_bytes(noise_image(20))
     catalogue = open_catalogue("pets")
     assert (catalogue.name, catalogue.classes, len(catalogue)) == ("pets", ("cat", "dog"), 6)
     assert catalogue.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -49,8 +39,7 @@ def test_a_plain_folder(tmp_path):
 
 def test_train_val_and_test_folders(tmp_path):
     for index, part in enumerate(("Train", "valid", "validation", "test")):
-        for label, name in enumerate(("cat", "dog")):
-            fill(tmp_path / "pets" / part / name, 2 + index, first=100 * index + 10 * label)
+        fill(tmp_path / "pets" / part, 2 + index, "cat", "dog")
     catalogue = open_catalogue("pets")
     assert catalogue.classes == ("cat", "dog")
     counts = dict(zip(*np.unique(catalogue.parts, return_counts=True), strict=True))
@@ -63,9 +52,8 @@ def test_train_val_and_test_folders(tmp_path):
 
 
 def test_a_val_folder_alone_leaves_the_held_out_part_to_the_content(tmp_path):
-    for index, (part, count) in enumerate((("train", 30), ("val", 10))):
-        for label, name in enumerate(("cat", "dog")):
-            fill(tmp_path / "pets" / part / name, count, first=1000 * index + 100 * label)
+    fill(tmp_path / "pets" / "train", 30, "cat", "dog")
+    fill(tmp_path / "pets" / "val", 10, "cat", "dog")
     catalogue = open_catalogue("pets")
     divided = split(catalogue, 0.2)
     assert len(divided.validation) == 20
@@ -73,15 +61,13 @@ def test_a_val_folder_alone_leaves_the_held_out_part_to_the_content(tmp_path):
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    for index, name in enumerate(("bus", "train", "tram")):
-        fill(tmp_path / "vehicles" / name, 2, first=10 * index)
+    fill(tmp_path / "vehicles", 2, "bus", "train", "tram")
     assert open_catalogue("vehicles").classes == ("bus", "train", "tram")
 
 
 def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path):
     """Otherwise the parts would be taken for classes, and a network trained to separate train from test."""
-    for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")):
-        fill(tmp_path / "pets" / path, 2, first=10 * index)
+    fill(tmp_path / "pets", 2, "train/cat", "train/dog", "test/cat", "test/dog", "extra/cat")
     with pytest.raises(
         DataError, match=r"^the folder pets holds 'extra' next to 'train', so what is a class is unclear"
     ):
@@ -89,8 +75,7 @@ def test_a_folder_beside_train_that_is_no_part_is_refused(tmp_path):
 
 
 def test_parts_with_other_names_are_parts(tmp_path):
-    for index, path in enumerate(("Training/cat", "Training/dog", "Testing/cat", "Testing/dog")):
-        fill(tmp_path / "pets" / path, 3, first=10 * index)
+    fill(tmp_path / "pets", 3, "Training/cat", "Training/dog", "Testing/cat", "Testing/dog")
     (tmp_path / "pets" / "__MACOSX" / "Training").mkdir(parents=True)
     (tmp_path / "pets" / "__MACOSX" / "Training" / "._0.png").write_bytes(b"x")
     catalogue = open_catalogue("pets")
@@ -114,8 +99,7 @@ def test_parts_with_other_names_are_parts(tmp_path):
     ],
 )
 def test_parts_from_which_nothing_can_be_learnt_are_refused(tmp_path, paths, message):
-    for index, path in enumerate(paths):
-        fill(tmp_path / "pets" / path, 3, first=10 * index)
+    fill(tmp_path / "pets", 3, *paths)
     with pytest.raises(DataError) as caught:
         open_catalogue("pets")
     assert str(caught.value).startswith(message)
@@ -124,8 +108,8 @@ def test_parts_from_which_nothing_can_be_learnt_are_refused(tmp_path, paths, mes
 def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path):
     """Latin-1 from an old disk, a newline, an escape sequence; and the catalogue has a fingerprint."""
     pets = os.fsencode(tmp_path / "pets")
-    for index, name in enumerate((b"caf\xe9", "été".encode(), b"two\nlines", b"\x1b[31mred")):
-        fill(Path(os.fsdecode(pets + b"/" + name)), 3, first=10 * index)
+    for name in (b"caf\xe9", "été".encode(), b"two\nlines", b"\x1b[31mred"):
+        fill(Path(os.fsdecode(pets + b"/" + name)), 3)
     broken = Path(os.fsdecode(pets + b"/caf\xe9/br\xfbl\xe9.png"))
     broken.write_bytes(b"")
     catalogue = open_catalogue("pets")
@@ -138,8 +122,7 @@ def test_names_in_any_bytes_are_classes_that_can_be_written(tmp_path):
 
 def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path):
     """Some photographs came from a Mac."""
-    for index, name in enumerate(("e\u0301te\u0301", "été", "hiver")):
-        fill(tmp_path / "seasons" / name, 3, first=10 * index)
+    fill(tmp_path / "seasons", 3, "e\u0301te\u0301", "été", "hiver")
     catalogue = open_catalogue("seasons")
     assert catalogue.classes == ("hiver", "été")
     assert np.bincount(catalogue.labels).tolist() == [3, 6]
@@ -149,15 +132,13 @@ def test_an_accent_that_is_written_in_two_ways_is_one_class(tmp_path):
 
 
 def test_names_that_would_be_shown_alike_are_refused(tmp_path):
-    for index, name in enumerate(("a\nb", "a\\nb")):
-        fill(tmp_path / "pets" / name, 3, first=10 * index)
+    fill(tmp_path / "pets", 3, "a\nb", "a\\nb")
     with pytest.raises(DataError, match=r"would both be the class .* rename one of them$"):
         open_catalogue("pets")
 
 
 def test_links_to_folders_are_followed_and_told(tmp_path):
-    for index, name in enumerate(("pets/cat", "pets/dog", "elsewhere")):
-        fill(tmp_path / name, 3, first=10 * index)
+    fill(tmp_path, 3, "pets/cat", "pets/dog", "elsewhere")
     (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "pets" / "dog" / "all").symlink_to("..")
     catalogue = open_catalogue("pets")
@@ -167,8 +148,7 @@ def test_links_to_folders_are_followed_and_told(tmp_path):
 
 
 def test_a_class_of_which_no_file_can_be_read_is_an_error(tmp_path):
-    for index, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 3, first=10 * index)
+    fill(tmp_path / "pets", 3, "cat", "dog")
     (tmp_path / "pets" / "owl").mkdir()
     (tmp_path / "pets" / "owl" / "1.png").symlink_to("gone.png")
     with pytest.raises(DataError, match=r"^not one image of the class 'owl' can be read; pets/owl/1.png: it cannot"):
@@ -179,15 +159,13 @@ def test_a_class_of_which_no_file_can_be_read_is_an_error(tmp_path):
     ("path", "name"), [("photos/pets", "pets"), ("photos/pets/", "pets"), ("photos/pets/train", "pets/train")]
 )
 def test_the_name_is_what_people_call_it(tmp_path, path, name):
-    for label, of_class in enumerate(("cat", "dog")):
-        fill(tmp_path / path / of_class, 2, first=10 * label)
+    fill(tmp_path / path, 2, "cat", "dog")
     assert open_catalogue(path).name == name
 
 
 def test_classes_are_in_natural_order(tmp_path):
     names = ("001", "01", "1", "2b", "9", "10", "a", "class 9", "class 10", "²")
-    for index, name in enumerate(reversed(names)):
-        fill(tmp_path / "many" / name, 2, first=10 * index)
+    fill(tmp_path / "many", 2, *reversed(names))
     assert open_catalogue("many").classes == names
 
 
@@ -269,8 +247,7 @@ def test_a_data_set_can_be_asked_for_by_name(tmp_path):
 
 
 def test_a_folder_with_the_name_of_a_data_set_is_reached_by_its_path(tmp_path):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "digits" / name, 2, first=10 * label)
+    fill(tmp_path / "digits", 2, "cat", "dog")
     assert open_catalogue("./digits").classes == ("cat", "dog")
     assert open_catalogue("digits").classes == tuple("0123456789")
 
@@ -285,7 +262,7 @@ def test_what_is_no_folder_of_classes_is_refused_in_one_sentence(tmp_path):
     fill(tmp_path / "flat", 3)
     fill(tmp_path / "one" / "cat", 3)
     fill(tmp_path / "few" / "cat", 3)
-    fill(tmp_path / "few" / "dog", 1, first=10)
+    fill(tmp_path / "few" / "dog", 1)
     for data, message in {
         "minst": "the folder minst does not exist, and no data set has that name;"
         " there are: mnist, kmnist, digits, fashion-mnist, cifar10, cifar100",
@@ -311,8 +288,7 @@ def test_an_overlong_name_is_refused_in_one_sentence():
 @pytest.fixture
 def pets(tmp_path):
     """Four good images each of cats and dogs."""
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 4, first=10 * label)
+    fill(tmp_path / "pets", 4, "cat", "dog")
     return tmp_path / "pets"
 
 
@@ -354,8 +330,8 @@ def test_an_image_with_a_foreign_suffix_is_skipped_with_advice(pets):
 
 
 def test_an_image_with_another_formats_suffix_is_used_with_a_remark(pets):
-    (pets / "cat" / "png.JPG").write_bytes(image(50))
-    (pets / "cat" / "copy.jpg").write_bytes(image(50))  # left out, so not remarked on
+    (pets / "cat" / "png.JPG").write_bytes(noise_image(50))
+    (pets / "cat" / "copy.jpg").write_bytes(noise_image(50))  # left out, so not remarked on
     (pets / "dog" / "jpeg.png").write_bytes(encode(np.zeros((4, 4, 3), np.uint8), "JPEG"))
     (pets / "dog" / "right.tiff").write_bytes(encode(np.ones((4, 4, 3), np.uint8), "TIFF"))
     (pets / "dog" / "text.png").write_text("I am a letter")  # for the decoder to judge
@@ -371,7 +347,7 @@ def test_an_image_with_another_formats_suffix_is_used_with_a_remark(pets):
 
 
 def test_images_in_no_class_and_folders_without_images_are_named(pets):
-    (pets / "stray.png").write_bytes(image(60))
+    (pets / "stray.png").write_bytes(noise_image(60))
     (pets / "README.md").write_text("my pets")
     (pets / "fish").mkdir()
     (pets / "birds").mkdir()
@@ -386,10 +362,9 @@ def test_images_in_no_class_and_folders_without_images_are_named(pets):
 
 
 def test_a_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
-    for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        fill(tmp_path / "pets" / path, 2, first=10 * index)
-    (tmp_path / "pets" / "above.png").write_bytes(image(60))
-    (tmp_path / "pets" / "train" / "stray.png").write_bytes(image(61))
+    fill(tmp_path / "pets", 2, "train/cat", "train/dog", "test/cat", "test/dog")
+    (tmp_path / "pets" / "above.png").write_bytes(noise_image(60))
+    (tmp_path / "pets" / "train" / "stray.png").write_bytes(noise_image(61))
     assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/stray.png"]
 
 
@@ -406,8 +381,7 @@ def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets):
 
 
 def test_of_equal_images_one_is_kept_and_the_others_are_named(tmp_path):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 3, first=10 * label)
+    fill(tmp_path / "pets", 3, "cat", "dog")
     same = (tmp_path / "pets" / "cat" / "0.png").read_bytes()
     (tmp_path / "pets" / "cat" / "copy.png").write_bytes(same)
     (tmp_path / "pets" / "dog" / "cat.png").write_bytes(same)
@@ -423,8 +397,7 @@ def test_of_equal_images_one_is_kept_and_the_others_are_named(tmp_path):
 
 
 def test_a_image_of_the_test_folder_is_not_trained_on_as_well(tmp_path):
-    for index, path in enumerate(("train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")):
-        fill(tmp_path / "pets" / path, 3, first=10 * index)
+    fill(tmp_path / "pets", 3, "train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")
     held_out = tmp_path / "pets" / "test" / "cat" / "0.png"
     (tmp_path / "pets" / "train" / "cat" / "leak.png").write_bytes(held_out.read_bytes())
     (tmp_path / "pets" / "val" / "cat" / "leak.png").write_bytes(held_out.read_bytes())
@@ -445,8 +418,7 @@ def test_a_image_of_the_test_folder_is_not_trained_on_as_well(tmp_path):
 
 
 def test_the_fingerprint_is_of_the_content_alone(tmp_path):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 3, first=10 * label)
+    fill(tmp_path / "pets", 3, "cat", "dog")
     before = open_catalogue("pets").fingerprint
     assert re.fullmatch(r"[0-9a-f]{16}", before)
     (tmp_path / "pets" / "cat" / "0.png").rename(tmp_path / "pets" / "cat" / "zero.png")
@@ -455,14 +427,13 @@ def test_the_fingerprint_is_of_the_content_alone(tmp_path):
     assert open_catalogue("animals").fingerprint == before
     (tmp_path / "animals" / "cat" / "zero.png").rename(tmp_path / "animals" / "dog" / "zero.png")
     moved = open_catalogue("animals").fingerprint
-    (tmp_path / "animals" / "dog" / "another.png").write_bytes(image(77))
+    (tmp_path / "animals" / "dog" / "another.png").write_bytes(noise_image(77))
     assert len({before, moved, open_catalogue("animals").fingerprint}) == 3
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that exists and cannot be read")  # noqa: PTH110
 def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 2, first=10 * label)
+    fill(tmp_path / "pets", 2, "cat", "dog")
     (tmp_path / "pets" / "dog" / "bad.png").symlink_to("/proc/self/mem")
     catalogue = open_catalogue("pets")
     assert [(item.path, item.reason) for item in catalogue.skipped] == [

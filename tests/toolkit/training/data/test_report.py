@@ -11,15 +11,12 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from support.colours import encode
+from support.image_folders import fill, noise_image
 from toolkit.images.decoding import SUFFIXES
 from toolkit.training.data.cache import Cache, decode
 from toolkit.training.data.catalogue import Catalogue, Remark, Skipped, open_catalogue
 from toolkit.training.data.report import class_balance_plot, data_report, report_lines
 from toolkit.training.data.splits import Split, split
-
-
-def image(seed, format="PNG"):  # noqa: A002
-    return encode(np.random.default_rng(seed).integers(0, 256, (20, 20, 3)).astype(np.uint8), format)
 
 
 def saved(image, format, **options):  # noqa: A002
@@ -256,14 +253,11 @@ def test_many_classes_fit_into_one_image(count, drawn):
 # --- everything at once -------------------------------------------------------------------------
 
 
-def fill(folder):
+def fill_with_everything(folder):
     """Good images of cats and dogs to train and test on, and everything that can be wrong with files."""
-    for index, path in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
-        (folder / path).mkdir(parents=True)
-        for number in range(4):
-            (folder / path / f"{number}.png").write_bytes(image(100 * index + number))
+    fill(folder, 4, "train/cat", "train/dog", "test/cat", "test/dog")
     frames = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (10, 90, 200)]
-    jpeg = image(1000, "JPEG")
+    jpeg = noise_image(1000, format="JPEG")
     for name, content in {
         "corrupt.png": b"\x89PNG\r\n\x1a\n" + bytes(100),
         "truncated.jpg": jpeg[: len(jpeg) * 9 // 10],
@@ -274,20 +268,20 @@ def fill(folder):
         "deep.png": encode(np.full((20, 20), 40_000, np.uint16)),
         "moving.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
         "moving.webp": saved(frames[1], "WEBP", save_all=True, append_images=frames[2:]),
-        "png.jpg": image(1001),
-        "photo.jfif": image(1002, "JPEG"),
+        "png.jpg": noise_image(1001),
+        "photo.jfif": noise_image(1002, format="JPEG"),
         "notes.txt": b"about cats",
-        "same.png": image(1),  # train/cat/1.png
-        "held_out.png": image(201),  # test/cat/1.png
+        "same.png": (folder / "train" / "cat" / "1.png").read_bytes(),
+        "held_out.png": (folder / "test" / "cat" / "1.png").read_bytes(),
     }.items():
         (folder / "train" / "cat" / name).write_bytes(content)
-    (folder / "train" / "dog" / "cat.png").write_bytes(image(0))  # train/cat/0.png
-    (folder / "stray.png").write_bytes(image(1003))
+    (folder / "train" / "dog" / "cat.png").write_bytes((folder / "train" / "cat" / "0.png").read_bytes())
+    (folder / "stray.png").write_bytes(noise_image(1003))
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_each_file_of_a_messy_folder_is_named_rightly(tmp_path, cached):
-    fill(tmp_path / "pets")
+    fill_with_everything(tmp_path / "pets")
     cache = Cache(tmp_path / "cache", 2**30) if cached else None
     for _ in range(1 + cached):  # the second time, what was decoded comes from the cache
         images = decode(open_catalogue("pets"), 16, cache=cache, progress=False)

@@ -5,22 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.colours import encode
+from support.image_folders import fill, noise_image
 from toolkit.errors import DataError
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 from toolkit.training.data.groups import Groups
 from toolkit.training.data.splits import split, stratified, stratified_folds
-
-
-def image(seed, size=20):
-    return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8))
-
-
-def fill(folder, count, first=0):
-    """Images no two of which are alike, as long as ``first`` differs."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        (folder / f"{number}.png").write_bytes(image(first + number))
 
 
 def listed(hashes, labels=None, parts=None):
@@ -69,12 +58,11 @@ def test_about_the_share_is_held_out():
 
 
 def test_a_folder_that_grows_keeps_every_image_in_its_place(tmp_path):
-    for label, name in enumerate(("cat", "dog")):
-        fill(tmp_path / "pets" / name, 20, first=100 * label)
+    fill(tmp_path / "pets", 20, "cat", "dog")
     before = open_catalogue("pets")
-    fill(tmp_path / "pets" / "ant", 20, first=500)  # first in order, so that every index moves
+    fill(tmp_path / "pets" / "ant", 20)  # first in order, so that every index moves
     for number in range(20):
-        (tmp_path / "pets" / "dog" / f"0{number}.png").write_bytes(image(700 + number))
+        (tmp_path / "pets" / "dog" / f"0{number}.png").write_bytes(noise_image(700 + number))
     after = open_catalogue("pets")
     held_out = set(before.hashes[split(before, 0.25).held_out])
     assert 0 < len(held_out) < 40

@@ -1,0 +1,22 @@
+"""Folders of images in classes, no two of which are alike."""
+
+from functools import lru_cache
+from zlib import crc32
+
+import numpy as np
+
+from support.colours import encode
+
+
+@lru_cache(None)
+def noise_image(seed, size=20, format="PNG"):  # noqa: A002
+    """An image of noise as the bytes of a file."""
+    return encode(np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8), format)
+
+
+def fill(folder, count, *classes, size=20):
+    """Make images ``0.png`` and so on in a folder, or in one below it for each class; their paths decide on them."""
+    for inner in [folder / name for name in classes] or [folder]:
+        inner.mkdir(parents=True, exist_ok=True)
+        for path in (inner / f"{number}.png" for number in range(count)):
+            path.write_bytes(noise_image(crc32("/".join(path.parts[-4:]).encode(errors="surrogateescape")), size))
