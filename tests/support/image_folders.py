@@ -1,5 +1,6 @@
-"""Folders of images in classes, no two of which are alike."""
+"""Folders of images in classes, no two of which are alike, and IDX files as the authors of MNIST defined them."""
 
+import gzip
 from functools import lru_cache
 from zlib import crc32
 
@@ -20,3 +21,18 @@ def fill(folder, count, *classes, size=20):
         inner.mkdir(parents=True, exist_ok=True)
         for path in (inner / f"{number}.png" for number in range(count)):
             path.write_bytes(noise_image(crc32("/".join(path.parts[-4:]).encode(errors="surrogateescape")), size))
+
+
+def idx_images(pixels):
+    return b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes()
+
+
+def idx_labels(labels):
+    return b"\0\0\x08\x01" + np.array([len(labels)], ">u4").tobytes() + bytes(labels)
+
+
+def write_idx(folder, part, pixels, labels):
+    """The compressed files of a part of a data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_images(pixels)))
+    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_labels(labels)))

@@ -92,12 +92,6 @@ def test_brightness_contrast_and_saturation_by_hand():
     assert torch.allclose(_recolour(batch, 0.2, seeded(1)), expected, atol=1e-6)
 
 
-def test_the_same_generator_goes_on():
-    generator, batch = seeded(), coordinates(2)
-    one = augment(batch, 0.3, flip=True, generator=generator)
-    assert not torch.equal(one, augment(batch, 0.3, flip=True, generator=generator))
-
-
 @pytest.mark.parametrize("flip", [False, True])
 def test_half_are_flipped_when_that_changes_no_class(flip):
     """At a strength of almost nothing only the flip is left. Of 400, 200 flips are expected, within four deviations."""
@@ -142,25 +136,6 @@ def test_a_flipped_image_is_rotated_all_the_same():
 def test_nothing_black_comes_in_from_outside():
     plain = torch.full((20, 3, 16, 16), 0.7)
     assert torch.allclose(_move(plain, 1.0, True, seeded()), plain, atol=1e-5)
-
-
-def test_a_plain_grey_only_gets_brighter_or_darker():
-    grey = torch.full((400, 3, 4, 4), 0.5)
-    factors = _recolour(grey, 0.4, seeded())[:, 0, 0, 0] / 0.5
-    assert torch.allclose(_recolour(grey, 0.4, seeded()), (0.5 * factors).view(-1, 1, 1, 1).expand_as(grey))
-    assert 0.6 - 1e-5 <= factors.min() < 0.62
-    assert 1.38 < factors.max() <= 1.4 + 1e-5
-
-
-def test_colours_move_towards_grey_or_away_and_keep_their_order():
-    colour = torch.tensor([0.6, 0.5, 0.4]).view(1, 3, 1, 1).expand(200, 3, 4, 4)
-    changed = _recolour(colour, 0.3, seeded())[:, :, 0, 0]
-    spread = (changed[:, 0] - changed[:, 2]) / changed.mean(dim=1) / 0.4  # 1 as it was: 0.2 / 0.5
-    assert (changed[:, 0] > changed[:, 1]).all()
-    assert (changed[:, 1] > changed[:, 2]).all()
-    assert spread.min() < 0.7 < 1.3 < spread.max()  # saturation times contrast, each of 0.7 to 1.3
-    assert spread.min() >= 0.7**2 - 1e-4
-    assert spread.max() <= 1.3**2 + 1e-4
 
 
 def test_one_square_of_the_mean_colour_is_erased():

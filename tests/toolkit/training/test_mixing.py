@@ -163,9 +163,3 @@ def test_soft_targets_are_torchs_label_smoothing(classes, smoothing, seed):
     assert torch.allclose(targets.sum(dim=1), torch.ones(6))
     expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     assert torch.allclose(F.cross_entropy(logits, targets), expected, atol=1e-5)
-
-
-def test_soft_targets_by_hand():
-    """A tenth spread over two classes: 0.05 for each, and 0.9 more for the true one."""
-    assert torch.allclose(soft_targets(torch.tensor([1, 0]), 2, 0.1), torch.tensor([[0.05, 0.95], [0.95, 0.05]]))
-    assert torch.equal(soft_targets(torch.tensor([1, 0]), 2), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))

@@ -129,29 +129,6 @@ def test_a_file_of_a_resnet_18_is_read(tmp_path, pretrained):
     assert all(torch.equal(state[name], value) for name, value in pretrained.items() if not name.startswith("fc."))
 
 
-def test_a_file_may_lack_what_torchvisions_own_lacks(tmp_path, pretrained):
-    """Its files were written before batch normalisation counted batches; a head of other classes does not matter."""
-    old = {name: value for name, value in pretrained.items() if not name.endswith("num_batches_tracked")}
-    torch.save({**old, "fc.weight": torch.zeros(21, 512)}, tmp_path / "old.pth")
-    state, _ = load_weights("old.pth")
-    network = build_network("resnet18", 3, 0.0, state)
-    assert torch.equal(network.state_dict()["layer4.1.bn2.running_var"], pretrained["layer4.1.bn2.running_var"])
-
-
-def test_a_file_that_does_not_fit_is_refused(tmp_path, pretrained):
-    torch.save({name: value for name, value in pretrained.items() if name != "layer1.0.conv1.weight"}, "short.pth")
-    torch.save({**pretrained, "conv1.weight": torch.zeros(64, 1, 7, 7)}, "grey.pth")
-    torch.save(nn.Linear(2, 2).state_dict(), "linear.pth")
-    for name, key in {
-        "short.pth": "layer1.0.conv1.weight",
-        "grey.pth": "conv1.weight",
-        "linear.pth": "conv1.weight",
-    }.items():
-        with pytest.raises(SettingsError) as caught:
-            load_weights(name)
-        assert str(caught.value) == f"--weights {name} does not fit a ResNet-18: {key} is missing or misshapen"
-
-
 def test_a_file_that_cannot_be_read_is_refused_and_never_run(tmp_path):
     (tmp_path / "trap.pth").write_bytes(pickle.dumps({"conv1.weight": Trap()}))
     torch.save({"conv1.weight": Trap()}, tmp_path / "zip.pth")

@@ -130,6 +130,9 @@ REFUSED = {
     "does not fit a ResNet-18: bn1.weight is missing or misshapen": lambda state: {
         "model": behind("net.", state) | {"net.bn1.weight": torch.zeros(3)}
     },
+    "does not fit a ResNet-18: layer1.0.conv1.weight is missing or misshapen": lambda state: (
+        {key: value for key, value in state.items() if key != "layer1.0.conv1.weight"}
+    ),
     "cannot be read: it holds no weights by their names; save a state dict: ": lambda _: {"state_dict": {"a": 1}},
     "it holds no weights by their names; save a state dict: torch.save(model": lambda _: Hyperparameters(),
     "torch.save(model.state_dict(), FILE)": lambda _: {"model": resnet18(weights=None)},

@@ -4,7 +4,6 @@ import errno
 import gzip
 import hashlib
 import os
-import struct
 import tarfile
 import threading
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import FashionMNIST
 
+from support.image_folders import write_idx
 from support.servers import free_port
 from toolkit.errors import DataError
 from toolkit.training.data.builtin import NAMES, catalogue, load_builtin, load_downloaded, open_idx
@@ -25,26 +25,11 @@ REFUSED = f"<urlopen error [Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONN
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 28, 28)).astype(np.uint8)
 
 
-def images(pixels):
-    return struct.pack(">IIII", 0x0803, *pixels.shape) + pixels.tobytes()
-
-
-def labels(count):
-    return struct.pack(">II", 0x0801, count) + bytes(number % 10 for number in range(count))
-
-
 def fill(folder):
     """The four files of a set like MNIST, and their checksums."""
-    folder.mkdir(parents=True)
-    files = {
-        "train-images-idx3-ubyte.gz": images(PIXELS[:30]),
-        "train-labels-idx1-ubyte.gz": labels(30),
-        "t10k-images-idx3-ubyte.gz": images(PIXELS[30:]),
-        "t10k-labels-idx1-ubyte.gz": labels(10),
-    }
-    for name, content in files.items():
-        (folder / name).write_bytes(gzip.compress(content))
-    return {name: checksum(folder / name) for name in files}
+    write_idx(folder, "train", PIXELS[:30], [number % 10 for number in range(30)])
+    write_idx(folder, "t10k", PIXELS[30:], range(10))
+    return {path.name: checksum(path) for path in folder.iterdir()}
 
 
 def checksum(path):
@@ -188,14 +173,6 @@ def test_what_is_missing_is_fetched_once(tmp_path, server, capsys):
     again = load_downloaded("kmnist", published, tmp_path / "data")
     assert np.array_equal(again.pixels, first.pixels)
     assert capsys.readouterr().out.splitlines()[-1] == f"downloading {address}kmnist/t10k-labels-idx1-ubyte.gz"
-
-
-def test_an_archive_is_fetched_and_kept_as_it_is(tmp_path, server):
-    address, folder = server
-    md5 = cifar_archive(folder / "cifar-10-binary.tar.gz", folder)
-    published = small("cifar10", {"cifar-10-binary.tar.gz": md5}, address)
-    assert len(load_downloaded("cifar10", published, tmp_path / "data").pixels) == 6
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
 def test_a_failed_download_says_where_to_put_the_files(tmp_path):

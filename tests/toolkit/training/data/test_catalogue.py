@@ -1,6 +1,5 @@
 """Data sets as people have them: what is found, what is left out and why, and that each image is listed once."""
 
-import gzip
 import hashlib
 import os
 import re
@@ -11,10 +10,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from support.colours import encode
-from support.image_folders import fill, noise_image
+from support.image_folders import fill, noise_image, write_idx
 from toolkit.errors import DataError
 from toolkit.images.decoding import load_image
-from toolkit.training.data.catalogue import Duplicate, Remark, Skipped, open_catalogue, read, require_enough
+from toolkit.training.data.catalogue import Duplicate, Remark, Skipped, open_catalogue, read
 from toolkit.training.data.splits import split
 
 NO_ENDING = "its ending is none of .avif, .bmp, .gif, .heic, .heif, .hif, .jpeg, .jpg, .png, .tif, .tiff, .webp"
@@ -187,31 +186,6 @@ def test_digits_need_no_file_and_are_what_they_always_were():
         assert hashlib.sha256(read(catalogue.sources[index])).hexdigest() == catalogue.hashes[index]
 
 
-def write_idx(folder, part, pixels, labels):
-    """Files as the authors of MNIST defined them: a magic number, the dimensions, the bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    header = b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes()
-    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels.tobytes()))
-    header = b"\0\0\x08\x01" + np.array([len(labels)], ">u4").tobytes()
-    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + bytes(labels)))
-
-
-def test_a_folder_of_idx_files_is_a_data_set_with_its_own_test_part(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 7, 5)).astype(np.uint8)
-    write_idx(tmp_path / "signs", "train", pixels[:6], [0, 1, 0, 1, 0, 1])
-    write_idx(tmp_path / "signs", "t10k", pixels[6:], [1, 0, 1, 0])
-    catalogue = open_catalogue("signs")
-    assert (catalogue.name, catalogue.classes, catalogue.allow_flip) == ("signs", ("0", "1"), False)
-    assert catalogue.labels.tolist() == [1, 0, 1, 0, 0, 1, 0, 1, 0, 1]
-    assert catalogue.parts.tolist() == ["test"] * 4 + ["train"] * 6
-    divided = split(catalogue, 0.15)
-    assert divided.held_out.tolist() == [0, 1, 2, 3]
-    for source, expected in zip(catalogue.sources, [*pixels[6:], *pixels[:6]], strict=True):
-        assert np.array_equal(
-            load_image(read(source), 5).pixels[..., 0], load_image(encode(expected), 5).pixels[..., 0]
-        )
-
-
 def test_of_equal_images_in_arrays_the_one_of_the_test_part_is_kept(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4)).astype(np.uint8)
     pixels[1] = pixels[6]  # once in training, once in the test part
@@ -219,7 +193,10 @@ def test_of_equal_images_in_arrays_the_one_of_the_test_part_is_kept(tmp_path):
     write_idx(tmp_path / "signs", "train", pixels[:6], [0, 1, 0, 1, 0, 1])
     write_idx(tmp_path / "signs", "t10k", pixels[6:], [1, 0, 1, 0])
     catalogue = open_catalogue("signs")
+    assert (catalogue.name, catalogue.classes, catalogue.allow_flip) == ("signs", ("0", "1"), False)
     assert catalogue.parts.tolist() == ["test"] * 4 + ["train"] * 4
+    assert catalogue.labels.tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
+    assert split(catalogue, 0.15).held_out.tolist() == [0, 1, 2, 3]
     assert catalogue.skipped == (
         Duplicate("signs[5]", "same content as signs[0]", "signs[0]", ("1", "1"), ("train", "test")),
         Duplicate(
@@ -368,15 +345,6 @@ def test_a_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
     assert [item.path for item in open_catalogue("pets").skipped] == ["pets/above.png", "pets/train/stray.png"]
 
 
-def test_a_class_that_cannot_be_learnt_is_named_with_what_was_skipped(pets):
-    catalogue = open_catalogue("pets")
-    few = catalogue.subset(np.arange(8) < 5, [Skipped(f"pets/dog/{number}.png", "broken") for number in range(1, 4)])
-    with pytest.raises(
-        DataError, match=r"^class 'dog' has 1 usable images, at least 2 are needed \(3 files were skipped\)$"
-    ):
-        require_enough(few)
-
-
 # --- equal images -----------------------------------------------------------------------------
 
 
@@ -429,14 +397,3 @@ def test_the_fingerprint_is_of_the_content_alone(tmp_path):
     moved = open_catalogue("animals").fingerprint
     (tmp_path / "animals" / "dog" / "another.png").write_bytes(noise_image(77))
     assert len({before, moved, open_catalogue("animals").fingerprint}) == 3
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file that exists and cannot be read")  # noqa: PTH110
-def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
-    fill(tmp_path / "pets", 2, "cat", "dog")
-    (tmp_path / "pets" / "dog" / "bad.png").symlink_to("/proc/self/mem")
-    catalogue = open_catalogue("pets")
-    assert [(item.path, item.reason) for item in catalogue.skipped] == [
-        ("pets/dog/bad.png", "it cannot be read: Input/output error")
-    ]
-    assert len(catalogue) == 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
+from support.image_folders import idx_images, idx_labels
 from toolkit.errors import DataError
 from toolkit.training.data.idx import holds_idx, read_idx
 
@@ -16,21 +17,13 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (10, 7, 5)).astype(np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2, 2, 1, 0, 2]
 
 
-def images(pixels):
-    return struct.pack(">IIII", 0x0803, *pixels.shape) + pixels.tobytes()
-
-
-def labels(values):
-    return struct.pack(">II", 0x0801, len(values)) + bytes(values)
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Six images to train on, in files as they are, and four to test with, compressed."""
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(images(PIXELS[:6]))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(labels(LABELS[:6]))
-    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images(PIXELS[6:])))
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels(LABELS[6:])))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_images(PIXELS[:6]))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_labels(LABELS[:6]))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_images(PIXELS[6:])))
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_labels(LABELS[6:])))
     return tmp_path
 
 
@@ -82,8 +75,8 @@ def test_one_part_is_enough_and_uncompressed_files_take_precedence(folder):
 
 def test_labels_need_not_start_at_zero(folder):
     """As in EMNIST's letters, which are labelled 1 to 26."""
-    (folder / "train-labels-idx1-ubyte").write_bytes(labels([3, 10, 7, 7, 7, 3]))
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels([10, 10, 3, 3])))
+    (folder / "train-labels-idx1-ubyte").write_bytes(idx_labels([3, 10, 7, 7, 7, 3]))
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_labels([10, 10, 3, 3])))
     read = read_idx(folder, "letters")
     assert read.classes == ("3", "7", "10")
     assert read.labels.tolist() == [2, 2, 0, 0, 0, 2, 1, 1, 1, 0]
@@ -99,7 +92,7 @@ def test_classes_can_have_names(folder):
 def test_a_folder_is_known_by_its_files_of_images(folder, tmp_path_factory):
     assert holds_idx(folder)
     other = tmp_path_factory.mktemp("other")
-    (other / "train-labels-idx1-ubyte").write_bytes(labels(LABELS))
+    (other / "train-labels-idx1-ubyte").write_bytes(idx_labels(LABELS))
     (other / "train-images-idx3-ubyte").mkdir()  # how some archives unpack
     assert not holds_idx(other)
     assert refusal(other) == "FOLDER holds no IDX files of images, such as train-images-idx3-ubyte.gz"
@@ -109,16 +102,16 @@ def test_a_folder_is_known_by_its_files_of_images(folder, tmp_path_factory):
 
 
 def test_parts_that_do_not_go_together_are_refused(folder):
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels([1, 2, 3])))
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_labels([1, 2, 3])))
     assert refusal(folder) == "t10k-images-idx3-ubyte.gz holds 4 images, t10k-labels-idx1-ubyte.gz 3 labels"
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     assert refusal(folder) == (
         "t10k-images-idx3-ubyte.gz has no labels: t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz is missing"
     )
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels(LABELS[6:])))
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images(np.zeros((4, 5, 5), np.uint8))))
+    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_labels(LABELS[6:])))
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_images(np.zeros((4, 5, 5), np.uint8))))
     assert refusal(folder) == "the images of FOLDER are of different sizes, 5 x 5 and 5 x 7"
-    (folder / "emnist-test-images-idx3-ubyte").write_bytes(images(PIXELS))
+    (folder / "emnist-test-images-idx3-ubyte").write_bytes(idx_images(PIXELS))
     assert refusal(folder) == (
         "FOLDER holds several data sets, such as emnist-test-images-idx3-ubyte and t10k-images-idx3-ubyte.gz;"
         " leave one in it"
@@ -129,11 +122,11 @@ def test_parts_that_do_not_go_together_are_refused(folder):
     ("content", "message"),
     [
         (b"", "ends within its header"),
-        (labels(LABELS), "is no IDX file of its kind: it starts with 00000801, not with 00000803"),
-        (images(PIXELS)[:12], "ends within its header"),
-        (images(PIXELS)[:-1], "should hold 10 x 7 x 5 bytes after its header, and holds 349"),
-        (images(PIXELS) + b"x", "should hold 10 x 7 x 5 bytes after its header, and holds more"),
-        (images(PIXELS[:0]), "is empty: its header says 0 x 7 x 5"),
+        (idx_labels(LABELS), "is no IDX file of its kind: it starts with 00000801, not with 00000803"),
+        (idx_images(PIXELS)[:12], "ends within its header"),
+        (idx_images(PIXELS)[:-1], "should hold 10 x 7 x 5 bytes after its header, and holds 349"),
+        (idx_images(PIXELS) + b"x", "should hold 10 x 7 x 5 bytes after its header, and holds more"),
+        (idx_images(PIXELS[:0]), "is empty: its header says 0 x 7 x 5"),
     ],
 )
 def test_a_broken_file_is_named_with_what_is_wrong(folder, content, message):
@@ -152,7 +145,7 @@ def test_a_broken_compression_is_named(folder):
     assert refusal(folder) == (
         f"{path.name} cannot be read: Compressed file ended before the end-of-stream marker was reached"
     )
-    path.write_bytes(images(PIXELS))
+    path.write_bytes(idx_images(PIXELS))
     assert refusal(folder).startswith(f"{path.name} cannot be read: Not a gzipped file")
     damaged = bytearray(whole)
     damaged[-6] ^= 1  # of the checksum

@@ -104,13 +104,8 @@ def test_a_balanced_data_set_in_order_takes_two_lines():
         "zoo: 2,800 images of 2 classes, 500 of them held out",
         "a class has 1,000 (bee) to 1,200 (ape) images to train on",
     ]
-
-
-def test_classes_of_one_size_are_told_by_that_size():
-    assert (
-        lines({"ape": (1200, 0, 300), "bee": (1200, 0, 200)})[1]
-        == "each class has 1,200 images to train and validate on"
-    )
+    alike = lines({"ape": (1200, 0, 300), "bee": (1200, 0, 200)})
+    assert alike[1] == "each class has 1,200 images to train and validate on"
 
 
 def test_class_weights_are_suggested_from_threefold_imbalance():
@@ -120,11 +115,6 @@ def test_class_weights_are_suggested_from_threefold_imbalance():
         "a class has 100 (bee) to 300 (ape) images to train and validate on, 3.0 times as many;"
         " consider --class-weights balanced"
     )
-
-
-def test_classes_that_cannot_be_measured_are_named():
-    counts = {"ape": (5, 0, 1), **dict.fromkeys(("bee", "cow", "doe", "eel"), (5, 0, 0))}
-    assert lines(counts)[2] == "these have no held-out image to be measured on: bee, cow, doe and 1 more"
 
 
 def test_reasons_are_few_and_the_rest_is_counted():
@@ -141,6 +131,8 @@ def test_reasons_are_few_and_the_rest_is_counted():
 
 
 def test_classes_that_a_part_lacks_are_named():
+    counts = {"ape": (5, 0, 1), **dict.fromkeys(("bee", "cow", "doe", "eel"), (5, 0, 0))}
+    assert lines(counts)[2] == "these have no held-out image to be measured on: bee, cow, doe and 1 more"
     assert lines({"ape": (5, 0, 100), "bee": (5, 2, 100), "cow": (5, 0, 0)})[2:] == [
         "these have no image to be validated on: ape, cow",
         "these have no held-out image to be measured on: cow",
@@ -238,7 +230,7 @@ def test_cross_validated_images_are_labelled_so_in_the_plot():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["to train and validate on", "held out"]
 
 
-@pytest.mark.parametrize(("count", "drawn"), [(2, 2), (51, 51), (200, 200), (301, 200)])
+@pytest.mark.parametrize(("count", "drawn"), [(2, 2), (51, 51), (301, 200)])
 def test_many_classes_fit_into_one_image(count, drawn):
     figure = class_balance_plot(data_report(*catalogue_of({f"class {n}": (n + 1, 0, 1) for n in range(count)})))
     names = labels_of(figure)

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.image_folders import fill, noise_image
 from toolkit.errors import DataError
 from toolkit.training.data.catalogue import Catalogue, open_catalogue
 from toolkit.training.data.groups import Groups
@@ -55,18 +54,6 @@ def test_about_the_share_is_held_out():
     """Of 1,797 digits 270 are expected; four standard deviations are 61."""
     divided = split(open_catalogue("digits"), 0.15)
     assert 270 - 61 < len(divided.held_out) < 270 + 61
-
-
-def test_a_folder_that_grows_keeps_every_image_in_its_place(tmp_path):
-    fill(tmp_path / "pets", 20, "cat", "dog")
-    before = open_catalogue("pets")
-    fill(tmp_path / "pets" / "ant", 20)  # first in order, so that every index moves
-    for number in range(20):
-        (tmp_path / "pets" / "dog" / f"0{number}.png").write_bytes(noise_image(700 + number))
-    after = open_catalogue("pets")
-    held_out = set(before.hashes[split(before, 0.25).held_out])
-    assert 0 < len(held_out) < 40
-    assert set(after.hashes[split(after, 0.25).held_out]) & set(before.hashes) == held_out
 
 
 def test_a_split_that_leaves_a_part_empty_is_refused():

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from toolkit.statistics.calibration import calibration_bins
 from toolkit.training.results.evaluation import (
     TEMPERATURES,
     evaluate,
@@ -72,27 +71,6 @@ def test_most_confident_mistakes_by_hand():
     assert most_confident_mistakes(probabilities, np.zeros(6, int)).tolist() == []
 
 
-@given(st.integers(0, 60), st.integers(0, 1000))
-def test_mistakes_left_out_are_less_confident(count, seed):
-    generator = np.random.default_rng(seed)
-    probabilities, labels = generator.dirichlet(np.ones(3), count), generator.integers(0, 3, count)
-    wrong = {n for n in range(count) if probabilities[n].argmax() != labels[n]}
-    found = most_confident_mistakes(probabilities, labels, count=24).tolist()
-    assert len(found) == min(24, len(wrong))
-    assert set(found) <= wrong
-    confidence = probabilities.max(axis=1)
-    assert found == sorted(found, key=lambda n: -confidence[n])
-    assert all(confidence[n] <= confidence[found[-1]] for n in wrong - set(found))
-
-
-def test_calibrated_predictions_have_a_small_calibration_error():
-    generator = np.random.default_rng(0)
-    probabilities = generator.dirichlet([1, 1, 1], 20_000)
-    labels = np.array([generator.choice(3, p=row) for row in probabilities])
-    assert calibration_bins(probabilities, labels).error < 0.02
-    assert calibration_bins(probabilities, (labels + 1) % 3).error > 0.2
-
-
 def drawn_from(logits, seed):
     """Labels (N,) that the probabilities softmax(logits) are true of."""
     noise = np.random.default_rng(seed).gumbel(size=logits.shape)
@@ -104,15 +82,6 @@ def test_temperature_recovers_the_scale_of_the_logits(scale):
     logits = np.random.default_rng(1).normal(0, 2, (8000, 5))
     labels = drawn_from(logits, seed=2)
     assert fit_temperature((logits * scale).astype(np.float32), labels) == pytest.approx(scale, rel=0.05)
-
-
-def test_temperature_keeps_predictions_and_lowers_the_error():
-    logits = np.random.default_rng(3).normal(0, 2, (3000, 4))
-    labels = drawn_from(logits, seed=4)
-    raw = (3 * logits).astype(np.float32)
-    before, after = softmax(raw, axis=1), softmax(raw / fit_temperature(raw, labels), axis=1)
-    assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
-    assert calibration_bins(after, labels).error < 0.3 * calibration_bins(before, labels).error
 
 
 def test_temperature_of_a_few_right_predictions_is_not_certain():

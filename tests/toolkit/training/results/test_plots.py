@@ -67,7 +67,7 @@ def test_learning_rate_has_its_own_logarithmic_axis():
     assert list(axes.lines[0].get_ydata()) == [0.1, 0.01, 0.001]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 300])
+@pytest.mark.parametrize("epochs", [1, 2, 300])
 def test_epochs_are_whole_numbers(epochs):
     figure = learning_curves([replace(FIRST, epoch=n + 1) for n in range(epochs)], best_epoch=1)
     drawn(figure)
@@ -161,7 +161,7 @@ def shown_rows(axes):
     return list(zip(*columns, strict=True))
 
 
-@pytest.mark.parametrize("count", [2, 12, 60, 200])
+@pytest.mark.parametrize("count", [2, 200])
 def test_the_per_class_image_shows_every_row_by_rising_f1(count):
     rows = rows_of(count)
     figure = per_class_plot(rows)
@@ -208,7 +208,7 @@ def test_mistakes_show_true_and_predicted_class():
     assert (other == pixels[1]).all()
 
 
-@pytest.mark.parametrize("count", [1, 5, 7, 24, 30])
+@pytest.mark.parametrize("count", [1, 7, 30])
 def test_at_most_24_mistakes_with_titles_that_do_not_overlap(count):
     pixels, names = noise(count), ["a name that goes on and on and on", "cat", "golden retriever"]
     true, predicted = [n % 3 for n in range(count)], [(n + 1) % 3 for n in range(count)]
