@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from support import ROOT
 from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_image
@@ -26,7 +26,8 @@ def pytest_configure(config):
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: it is inherited
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings.register_profile("patient", settings(), deadline=None)  # a busy machine makes no example wrong
+    patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("patient", settings(), **patient)  # a busy machine makes no example wrong
     settings.load_profile("patient")
     worker = getattr(config, "workerinput", {}).get("workerid")
     if worker and hasattr(os, "sched_setaffinity"):

@@ -244,7 +244,7 @@ def test_weights_that_break_in_the_last_step_are_not_kept():
 SEVENTY = colours(70)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 70), st.integers(2, 20))
 def test_no_batch_holds_a_single_image_and_none_is_left_out(count, batch_size):
     network, some = fresh(), Subset(SEVENTY.pixels, SEVENTY.labels, np.arange(count))

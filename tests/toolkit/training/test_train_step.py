@@ -304,7 +304,7 @@ def test_a_batch_is_halved_until_it_fits(exhaust, capsys):
     assert capsys.readouterr().out == ""
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 30), st.integers(3, 30))
 def test_no_piece_has_a_single_image_and_each_is_counted_once(images, limit):
     """If three images fit, any batch can be cut into pieces of two or three."""

@@ -185,7 +185,7 @@ def lasting():
         yield Cache(Path(folder), 16_000)  # bytes, of about three entries
 
 
-@settings(deadline=None, max_examples=40)  # a disk may be slow
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(NOISE), min_size=1, unique=True), st.sampled_from((4, 6)))
 def test_whatever_was_cached_before_the_images_are_right(lasting, chosen, size):
     catalogue = replace(listed([NOISE[0], NOISE[1], NOISE[2], NOISE[3]]), name="any")

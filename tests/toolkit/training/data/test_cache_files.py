@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
@@ -102,7 +102,6 @@ def written():
         yield folder, blocks, pixels, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@settings(deadline=None)  # a disk may be slow
 @given(data=st.data())
 def test_of_a_damaged_entry_only_whole_blocks_are_read(written, data):
     """A byte changed anywhere, a file cut anywhere, or anything put in its place."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import DataError
@@ -85,7 +85,6 @@ def test_a_class_of_few_images_keeps_some_to_train_on(size, classes):
             assert abs(len(divided.held_out) - 0.15 * len(labels)) < 0.06 * len(labels)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=4, max_size=40), st.integers(0, 10_000))
 def test_held_out_images_stay_held_out_when_the_folder_grows(labels, seed):
     """Images come one by one; only the one that was held out for want of any below the share may go back."""
@@ -145,7 +144,6 @@ def test_a_copy_never_takes_from_a_class_what_it_is_trained_on():
     assert divided.unused.tolist() == [9]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=40), st.integers(0, 10_000))
 def test_a_group_is_on_one_side_and_no_image_crosses_when_copies_come(pairs, seed):
     """A side is that of the own hash, but for one image of each of the two classes and one more in all."""
@@ -274,7 +272,6 @@ def test_each_fold_is_stratified_and_each_image_validated_once(labels, folds, se
 GROUPED = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=2, max_size=60)
 
 
-@settings(deadline=None)
 @given(GROUPED, st.floats(0.05, 0.5), st.integers(0, 100))
 def test_validation_keeps_groups_whole_and_every_class_trained(rows, share, seed):
     labels, groups = np.array(rows).T
@@ -291,7 +288,6 @@ def test_groups_are_validated_on_in_their_share():
     assert all((76 <= counts[0] <= 84, counts[1] == 80, counts[2] == 20) == (True, True, True) for counts in shares)
 
 
-@settings(deadline=None)
 @given(GROUPED, st.integers(2, 5), st.integers(0, 100))
 def test_folds_tear_no_group_apart(rows, folds, seed):
     labels, groups = np.array(rows).T
