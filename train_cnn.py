@@ -21,7 +21,7 @@ if __name__ == "__main__":
     exit_on_interrupt()
 
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,7 +83,7 @@ if __name__ == "__main__":  # --help and what is mistyped are answered before th
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from toolkit.bundle.files import Measurement
 from toolkit.cli.terminal import echo
@@ -101,7 +101,7 @@ from toolkit.training.data.splits import Split, require_folds, split, stratified
 from toolkit.training.device import SINGLE_PROCESS, Device, World, configure_torch, init_distributed
 from toolkit.training.features import Features
 from toolkit.training.loop import EpochMetrics, FitCallbacks, FitConfig, FitResult, TrainState, fit, ignore
-from toolkit.training.networks import build_network, load_weights
+from toolkit.training.networks import build_network, starting_weights
 from toolkit.training.results.evaluation import fit_temperature
 from toolkit.training.results.run_logging import (
     TrainingResult,
@@ -114,31 +114,11 @@ from toolkit.training.results.run_logging import (
 )
 
 __all__ = [
-    "Checkpoint",
-    "CheckpointManager",
-    "CrossValidation",
-    "DataSettings",
-    "Device",
-    "EpochMetrics",
-    "FitConfig",
-    "FitResult",
-    "FoldCallback",
-    "Hyperparameters",
-    "TrainSettings",
-    "TrainingData",
-    "TrainingResult",
-    "cross_validate",
-    "load_images",
-    "log_data",
-    "log_folds",
-    "open_checkpoint",
-    "require_enough_for",
-    "run_tags",
-    "starting_weights",
-    "train",
-    "train_final",
-    "use_machine",
-]
+    "Checkpoint", "CheckpointManager", "CrossValidation", "DataSettings", "Device", "EpochMetrics", "FitConfig",
+    "FitResult", "FoldCallback", "Hyperparameters", "TrainSettings", "TrainingData", "TrainingResult", "cross_validate",
+    "load_images", "log_data", "log_folds", "open_checkpoint", "require_enough_for", "run_tags", "starting_weights",
+    "train", "train_final", "use_machine",
+]  # fmt: skip
 
 CHECKPOINT_SHARE = 0.01  # of the training time that checkpoints and sending metrics may take
 FINAL_PHASE = "final"  # the training whose network is logged; the other phases are the folds
@@ -400,20 +380,6 @@ def require_enough_for(folds: int, data: TrainingData) -> None:
     """Raise a DataError if a class has fewer development images, or groups of them, than there are folds."""
     indices = data.development
     require_folds(data.images.labels[indices], folds, data.classes, data.groups(indices))
-
-
-def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
-    """The weights that networks of these types start from, and their origin in words; a notice if they are random."""
-    if not set(model_types) - {"simple_cnn"}:
-        return None, "random"
-    state, note = load_weights(choice)
-    if state is None and choice == "auto":
-        echo(
-            "ImageNet weights cannot be downloaded, so a ResNet starts from random ones; --weights PATH gives it others"
-        )
-    if state is None and "resnet18_backbone" in model_types:
-        echo("warning: resnet18_backbone with random weights trains a head on random features; expect low accuracy")
-    return state, note
 
 
 def build_seeded_network(data: TrainingData, config: FitConfig) -> nn.Module:

@@ -6,7 +6,7 @@ from zlib import crc32
 
 import numpy as np
 
-from support.colours import encode
+from support.colours import COLOURS, colour_image, encode
 
 
 @lru_cache(None)
@@ -16,11 +16,25 @@ def noise_image(seed, size=20, format="PNG"):  # noqa: A002
 
 
 def fill(folder, count, *classes, size=20):
-    """Make images ``0.png`` and so on in a folder, or in one below it for each class; their paths decide on them."""
+    """Make images ``0.png`` and so on in a folder, or in one below it for each class."""
+    for path in _paths(folder, count, classes):
+        path.write_bytes(noise_image(_seed(path), size))
+
+
+def fill_colours(folder, count, *colours, size=20):
+    """Make red, green and blue images, or some of these, each in the folder of its colour."""
+    for path in _paths(folder, count, colours or COLOURS):
+        path.write_bytes(colour_image(path.parent.name, _seed(path), size))
+
+
+def _paths(folder, count, classes):
     for inner in [folder / name for name in classes] or [folder]:
         inner.mkdir(parents=True, exist_ok=True)
-        for path in (inner / f"{number}.png" for number in range(count)):
-            path.write_bytes(noise_image(crc32("/".join(path.parts[-4:]).encode(errors="surrogateescape")), size))
+        yield from (inner / f"{number}.png" for number in range(count))
+
+
+def _seed(path):
+    return crc32("/".join(path.parts[-4:]).encode(errors="surrogateescape"))
 
 
 def idx_images(pixels):

@@ -101,8 +101,9 @@ def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked)
     os.kill(second.pid, signal.SIGKILL)
     assert second.end().status == -signal.SIGKILL
     assert re.findall(r"^fold (\d): ", said, re.MULTILINE) == ["2", "3"]
-    last = started("--resume", run.info.run_id).end()
+    last = started("--resume", run.info.run_id, "--cache-dir", "other cache").end()
     assert (last.status, last.err) == (0, "")
+    assert any((place.folder / "other cache").iterdir())
     assert not re.findall(r"^fold (\d): ", last.out, re.MULTILINE)
     assert ModelRegistry(place.uri, "resumed folds").get(1).run_id == run.info.run_id  # as the first command said
     run, nested = place.run_of("folds again"), place.runs("folds again", "fold")

@@ -13,6 +13,7 @@ from PIL import Image
 
 import train_cnn
 from support.colours import COLOURS, colour_image
+from support.image_folders import fill_colours
 from toolkit.errors import TrainingError
 from train_cnn import TrainingData, TrainSettings, load_images, train
 
@@ -38,12 +39,8 @@ def test_cache_dir_and_cache_limit(place, tmp_path):
 
 
 def test_train_val_and_test_folders(store, tmp_path):
-    for index, (part, count) in enumerate((("train", 10), ("val", 4), ("test", 5))):
-        for label, colour in enumerate(COLOURS):
-            (tmp_path / "parted" / part / colour).mkdir(parents=True)
-            for number in range(count):
-                image = colour_image(colour, 1000 * index + 100 * label + number, 20)
-                (tmp_path / "parted" / part / colour / f"{number}.png").write_bytes(image)
+    for part, count in (("train", 10), ("val", 4), ("test", 5)):
+        fill_colours(tmp_path / "parted" / part, count)
     outcome = train(
         TrainSettings(data="parted", epochs=1, image_size=16, experiment_name="parted", model_type="resnet18",
                       weights="none", batch_size=29)
@@ -82,13 +79,9 @@ def test_class_names_in_any_script_and_bytes(store, tmp_path, monkeypatch):
 
 
 def test_rare_classes_are_reported_and_can_be_weighted(store, tmp_path, capsys):
-    for index, (colour, count) in enumerate(zip(COLOURS, (40, 10, 10), strict=True)):
-        for part, images in (("train", count), ("test", 10)):
-            folder = tmp_path / "unequal" / part / colour
-            folder.mkdir(parents=True)
-            for number in range(images):
-                seed = 1000 * index + 100 * (part == "test") + number
-                (folder / f"{number}.png").write_bytes(colour_image(colour, seed, 20))
+    fill_colours(tmp_path / "unequal" / "train", 40, "blue")
+    fill_colours(tmp_path / "unequal" / "train", 10, "green", "red")
+    fill_colours(tmp_path / "unequal" / "test", 10)
     hopeless = {"data": "unequal", "epochs": 1, "image_size": 16, "learning_rate": 1e-6}
     outcome = train(TrainSettings(**hopeless, class_weights="balanced", experiment_name="unequal"))
     hint = "8 (green) to 34 (blue) images to train on, 4.2 times as many; consider --class-weights"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import train_cnn
-from support.colours import COLOURS, colour_image
+from support.colours import COLOURS
 from support.forked_processes import Ended
+from support.image_folders import fill, fill_colours
 from support.servers import free_port
 from toolkit.errors import DataError
 from train_cnn import TrainSettings, load_images, train
@@ -62,15 +63,9 @@ def test_bad_input_is_one_line_and_status_2(words, message, store, command_line,
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "file").write_text("no weights, no folder")
-    (tmp_path / "one" / "cat").mkdir(parents=True)
-    for number in range(2):
-        (tmp_path / "one" / "cat" / f"{number}.png").write_bytes(colour_image("red", number, 20))
-    for label, colour in enumerate(("red", "blue")):  # of each class one image is held out, and one is left
-        (tmp_path / "pairs" / "train" / colour).mkdir(parents=True)
-        (tmp_path / "pairs" / "test" / colour).mkdir(parents=True)
-        for number, part in enumerate(("train", "test")):
-            image = colour_image(colour, 10 * label + number, 20)
-            (tmp_path / "pairs" / part / colour / "0.png").write_bytes(image)
+    fill(tmp_path / "one" / "cat", 2)
+    for part in ("train", "test"):  # of each class one image is held out, and one is left
+        fill_colours(tmp_path / "pairs" / part, 1, "red", "blue")
     colours = str(store.folder / "colours")
     experiment = f"refused {tmp_path.name}"
     small = [] if "--data" not in words else ["--image-size", "16", "--epochs", "1", "--experiment-name", experiment]

@@ -36,7 +36,8 @@ def test_output_has_epochs_a_table_and_the_next_command(place, whole):
         whole.out,
         re.MULTILINE,
     )
-    assert len(re.findall(r"^epoch +\d/6  train loss \d\.\d{4}  train accuracy ", whole.out, re.MULTILINE)) == EPOCHS
+    epochs = re.findall(rf"^epoch +\d/{EPOCHS}  train loss \d\.\d+  train accuracy ", whole.out, re.MULTILINE)
+    assert len(epochs) == EPOCHS
     run = place.run_of("my training")
     metrics = run.data.metrics
     for name, value in {
@@ -81,7 +82,7 @@ def test_params_tags_and_data_set(place, whole):
     run = place.run_of("my training")
     assert set(run.data.params) == set(TrainSettings.model_fields)
     expected = {
-        "data": "colours", "image_size": "48", "batch_size": "2", "epochs": "6", "seed": "3", "folds": "0",
+        "data": "colours", "image_size": "48", "batch_size": "2", "epochs": str(EPOCHS), "seed": "3", "folds": "0",
         "learning_rate": "0.003", "dropout": "0.25", "optimizer": "adam", "experiment_name": "my training",
         "class_weights": "none", "deterministic": "False", "resume": "None",
         "cache_dir": f"{os.environ['XDG_CACHE_HOME']}/image-classification/images",

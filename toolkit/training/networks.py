@@ -2,12 +2,14 @@
 
 import hashlib
 import socket
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.cli.terminal import echo
 from toolkit.errors import SettingsError, first_line, suggest
 from toolkit.training.pretrained_weights import resnet18_weights
 
@@ -77,6 +79,20 @@ def build_network(name: str, classes: int, dropout: float, state: dict[str, Tens
         return FrozenBackbone(network, _head(RESNET18_FEATURES, classes, dropout))
     network.fc = _head(RESNET18_FEATURES, classes, dropout)
     return network
+
+
+def starting_weights(choice: str, model_types: Collection[str]) -> tuple[dict[str, Tensor] | None, str]:
+    """The weights that networks of these types start from, and their origin in words; a notice if they are random."""
+    if not set(model_types) - {"simple_cnn"}:
+        return None, "random"
+    state, note = load_weights(choice)
+    if state is None and choice == "auto":
+        echo(
+            "ImageNet weights cannot be downloaded, so a ResNet starts from random ones; --weights PATH gives it others"
+        )
+    if state is None and "resnet18_backbone" in model_types:
+        echo("warning: resnet18_backbone with random weights trains a head on random features; expect low accuracy")
+    return state, note
 
 
 def load_weights(choice: str) -> tuple[dict[str, Tensor] | None, str]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from support.colours import COLOURS, colour_image
+from support.colours import COLOURS
+from support.image_folders import fill_colours
 from toolkit.bundle.files import DIGEST_TAG, Measurement
 from toolkit.bundle.program import load_bundle
 from toolkit.errors import TrackingError
@@ -29,12 +30,8 @@ CPU = Device("cpu", torch.float32)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    for index, colour in enumerate(COLOURS):
-        for part in ("train", "test"):
-            (folder / part / colour).mkdir(parents=True)
-            for number in range(4):
-                image = colour_image(colour, 100 * index + 10 * (part == "test") + number, 16)
-                (folder / part / colour / f"{number}.png").write_bytes(image)
+    for part in ("train", "test"):
+        fill_colours(folder / part, 4, size=16)
     images = decode(open_catalogue(str(folder)), 16, progress=False)
     return TrainingData(images, split(images.catalogue, 0.15), None, "random")
 
