@@ -6,7 +6,7 @@ import pytest
 import train_cnn
 from support.colours import COLOURS
 from support.forked_processes import Ended
-from support.image_folders import fill, fill_colours
+from support.image_folders import fill_colours
 from support.servers import free_port
 from toolkit.errors import DataError
 from train_cnn import TrainSettings, load_images, train
@@ -15,10 +15,6 @@ from train_cnn import TrainSettings, load_images, train
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (
-            ["--model-type", "resnet8"],
-            "--model-type must be one of simple_cnn, resnet18, resnet18_backbone, got resnet8",
-        ),
         (["--learning-rate", "5"], "--learning-rate must be at most 1, got 5"),
         (["--folds", "1"], "--folds must be 0 (no cross-validation) or at least 2, got 1"),
         (
@@ -26,8 +22,6 @@ from train_cnn import TrainSettings, load_images, train
             "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed ",
         ),
         (["--data", "mnits"], "the folder mnits does not exist, and no data set has that name; there are: mnist, "),
-        (["--data", "./missing"], "the folder ./missing does not exist"),
-        (["--data", "one"], "the folder one holds only the class 'cat'; at least two are needed"),
         (["--data", "pairs"], "no class has a second image to validate on; add images or make a val/ folder"),
         (
             ["--data", "{colours}", "--folds", "50"],
@@ -42,35 +36,23 @@ from train_cnn import TrainSettings, load_images, train
             "--group-by must be at least 1 as a number of folders below the class's, got 0",
         ),
         (["--data", "{colours}", "--group-by", "1"], "--group-by 1 matches none of the "),
-        (["--group-by", "1"], "--group-by 1 needs the paths of images, and those of digits are no files"),
         (["--data", "{colours}", "--cache-dir", "file"], "the image cache file cannot be used: "),
         (
             ["--model-type", "resnet18", "--weights", "file", "--data", "{colours}"],
             "--weights file cannot be read: ",
         ),
-        (
-            ["--model-type", "resnet18", "--weights", "nowhere.pth", "--data", "{colours}"],
-            "--weights must be auto, imagenet, none or a file of weights, got nowhere.pth, which does not exist",
-        ),
-        (
-            ["--model-type", "resnet18", "--weights", "imagenet", "--data", "{colours}"],
-            "ImageNet weights cannot be downloaded (",
-        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_line_and_status_2(words, message, store, command_line, tmp_path, monkeypatch):
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+def test_bad_input_is_one_line_and_status_2(words, message, store, command_line, tmp_path):
     (tmp_path / "file").write_text("no weights, no folder")
-    fill(tmp_path / "one" / "cat", 2)
     for part in ("train", "test"):  # of each class one image is held out, and one is left
         fill_colours(tmp_path / "pairs" / part, 1, "red", "blue")
     colours = str(store.folder / "colours")
     experiment = f"refused {tmp_path.name}"
     small = [] if "--data" not in words else ["--image-size", "16", "--epochs", "1", "--experiment-name", experiment]
     ended = command_line(*[word.format(colours=colours) for word in words], *small)
-    assert (ended.status, ended.err.count("\n")) == (2, 1 + ended.err.count("Downloading: "))
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert {run.info.status for run in store.runs(experiment)} <= (set() if "--folds" in words else {"FAILED"})
     images, divided = load_images(TrainSettings(data=colours), 16)
     counts = np.bincount(images.labels[divided.development])

@@ -432,14 +432,6 @@ def test_a_training_can_be_stopped_again_and_again(tmp_path):
     assert_same(training.run(state=state), whole)
 
 
-def test_sigterm_finishes_the_step_and_exits_with_143(tmp_path):
-    training = Training("tiny", tmp_path)
-    with pytest.raises(SystemExit) as left:
-        training.run(training.stopped(6, signal.SIGTERM), on_checkpoint=training.save)
-    assert left.value.code == 143
-    assert_same(training.run(state=training.saved("1-2")), training.run())
-
-
 def test_a_second_ctrl_c_interrupts_the_step(tmp_path):
     training = Training("tiny", tmp_path)
     with pytest.raises(KeyboardInterrupt):

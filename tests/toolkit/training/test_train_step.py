@@ -66,17 +66,6 @@ def test_loss_and_hits_of_a_step_are_those_of_the_weights_before_it():
     assert right == (logits.argmax(dim=1) == labels).sum() == 7
 
 
-def test_balanced_weights_by_hand():
-    """Six images of one class and two of another: 8 / (2 x 6) and 8 / (2 x 2), so that each class weighs 4."""
-    many = colours(12)
-    part = Subset(many.pixels, np.arange(12) % 2, np.array([0, 2, 4, 6, 8, 10, 1, 3]))
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fresh(nn.Linear, 0, 3, 2))
-    logits, labels = logits_of(network, part), torch.tensor([0] * 6 + [1] * 2)
-    loss, _ = step(train_step(network, part, class_weights="balanced"), images=8)
-    by_hand = F.cross_entropy(logits, labels, reduction="none") @ torch.tensor([2 / 3] * 6 + [2.0] * 2)
-    assert loss == pytest.approx(by_hand.item(), rel=1e-5)
-
-
 def test_balanced_weights_with_an_absent_class():
     many = colours(12)
     part = Subset(many.pixels, many.labels, np.flatnonzero(many.labels != 1))

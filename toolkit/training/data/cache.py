@@ -34,7 +34,7 @@ from toolkit.training.data.cache_files import (
     intact_blocks,
     map_pixels,
     open_pixels,
-    read_blocks,
+    read_journal,
     touch,
     writing,
 )
@@ -166,7 +166,7 @@ def _opened(job: DecodeJob, cache: Cache, progress: bool) -> CachedImages | None
         with open_pixels(folder) as pixels:
             touch(folder)
             hidden = not (progress and on_terminal())
-            bar = tqdm(read_blocks(folder, spec), "checking", leave=False, delay=1, disable=hidden)
+            bar = tqdm(read_journal(folder, spec), "checking", leave=False, delay=1, disable=hidden)
             rows = _rows(intact_blocks(pixels, bar, spec))
             if [row.digest for row in rows] != job.hashes:
                 return None
@@ -210,7 +210,7 @@ def _unfinished_blocks(building: Path, job: DecodeJob) -> list[Block]:
     """The intact blocks of an entry that a killed process was building."""
     blocks: list[Block] = []
     with suppress(FileNotFoundError), open_pixels(building) as pixels:
-        blocks = intact_blocks(pixels, read_blocks(building, job.spec), job.spec)
+        blocks = intact_blocks(pixels, read_journal(building, job.spec), job.spec)
     hashes = [row.digest for row in _rows(blocks)]
     if hashes != job.hashes[: len(hashes)]:  # that process had lost some files
         discard(building)  # it is not truncated: others may copy rows from it
@@ -223,7 +223,7 @@ def _known_images(job: DecodeJob, cache: Cache, building: Path) -> dict[str, Dec
     missing = set(job.hashes)
     known: dict[str, Decoded] = {}
     for _, _, folder in reversed(entries(cache.folder)):
-        blocks = read_blocks(folder, job.spec) if folder != building else []
+        blocks = read_journal(folder, job.spec) if folder != building else []
         if missing.isdisjoint(row.digest for row in _rows(blocks)):
             continue
         with suppress(OSError), open_pixels(folder) as pixels:

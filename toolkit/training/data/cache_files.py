@@ -50,7 +50,7 @@ class Block:
         return _line([self.checksum, [[row.digest, row.statistics, row.remarks, row.reason] for row in self.rows]])
 
 
-def read_blocks(folder: Path, spec: DecodeSpec) -> list[Block]:
+def read_journal(folder: Path, spec: DecodeSpec) -> list[Block]:
     """An entry's blocks up to the first damaged line; none if it has another spec."""
     blocks: list[Block] = []
     with suppress(OSError, ValueError), (folder / JOURNAL).open("rb") as journal:

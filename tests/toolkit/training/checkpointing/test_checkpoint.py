@@ -52,11 +52,7 @@ def test_a_locked_run_is_refused_and_passed_over_by_last(tmp_path):
 
 def test_save_and_open_round_trip(tmp_path):
     folder = tmp_path / "deep" / "checkpoints"
-    network = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(network.parameters())
-    network(torch.rand(4, 3)).sum().backward()
-    optimizer.step()
-    tensors = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "sums": torch.ones(1, 2).double()}
+    tensors = {"network": torch.nn.Linear(3, 2).state_dict(), "sums": torch.ones(1, 2).double()}
     phases = {
         "fold 1": TrainState({"best_val_accuracy": float("nan"), "early_stopping": [-float("inf")]}, {}),
         "final": TrainState({"step": 3}, tensors),
@@ -71,17 +67,7 @@ def test_save_and_open_round_trip(tmp_path):
     assert list(found.phases) == ["fold 1", "final"]
     assert repr(found.phases["fold 1"].values) == repr(phases["fold 1"].values)
     assert found.phases["final"].values == {"step": 3}
-    assert torch.equal(found.phases["final"].tensors["sums"], tensors["sums"])
-    other = torch.nn.Linear(3, 2)
-    other.load_state_dict(found.phases["final"].tensors["network"])
-    assert torch.equal(other.weight, network.weight)
-    moments = torch.optim.AdamW(other.parameters())
-    moments.load_state_dict(found.phases["final"].tensors["optimizer"])
-    assert all(
-        torch.equal(moments.state[mine][name], optimizer.state[its][name])
-        for mine, its in zip(other.parameters(), network.parameters(), strict=True)
-        for name in ("step", "exp_avg", "exp_avg_sq")
-    )
+    torch.testing.assert_close(dict(found.phases["final"].tensors), tensors, rtol=0, atol=0)
 
 
 def test_finished_weights_replace_the_checkpoint(tmp_path):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -108,31 +107,16 @@ def test_digits_are_decoded_as_they_are(cached, cache):
     assert images.size == 8
 
 
-def test_what_is_no_image_is_skipped_with_its_reason(tmp_path, cache):
+def test_an_image_above_the_limits_is_skipped_until_they_are_raised(tmp_path, cache):
     fill(tmp_path / "pets", 4, "cat", "dog")
-    cat = tmp_path / "pets" / "cat"
-    whole = noise_image(99)
-    (cat / "empty.png").write_bytes(b"")
-    (cat / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (cat / "text.jpg").write_text("I am a letter")
-    (cat / "print.jpeg").write_bytes(b"%PDF-1.7 and so on")
-    (cat / "vast.png").write_bytes(noise_image(98, size=64))
-    patterns = {
-        "empty.png": "the file is empty",
-        "cut.png": "the image is broken: ",
-        "text.jpg": "not an image, or its header is broken",
-        "print.jpeg": "PDF is not supported",
-        "vast.png": "the image has 64 x 64 pixels, at most 1,024 are allowed",
-    }
+    (tmp_path / "pets" / "cat" / "vast.png").write_bytes(noise_image(98, size=64))
     for where in (None, cache, cache):
         limits = ImageLimits(max_pixels=32 * 32)
         images = decode(open_catalogue("pets"), 16, cache=where, progress=False, limits=limits)
         assert len(images.catalogue) == len(images.pixels) == len(images.statistics) == 8
-        reasons = {Path(item.path).name: item.reason for item in images.catalogue.skipped}
-        assert set(reasons) == set(patterns)
-        for name, pattern in patterns.items():
-            assert re.match(pattern, reasons[name]), reasons[name]
-    assert len(decode(open_catalogue("pets"), 16, cache=cache, progress=False).pixels) == 9  # vast.png is allowed
+        (skipped,) = images.catalogue.skipped
+        assert skipped.reason.startswith("the image has 64 x 64 pixels, at most 1,024 are allowed")
+    assert len(decode(open_catalogue("pets"), 16, cache=cache, progress=False).pixels) == 9
 
 
 def test_a_class_whose_images_are_all_broken_is_named(tmp_path, cache):

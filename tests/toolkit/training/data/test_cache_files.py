@@ -25,7 +25,7 @@ from toolkit.training.data.cache_files import (
     intact_blocks,
     map_pixels,
     open_pixels,
-    read_blocks,
+    read_journal,
     touch,
     writing,
 )
@@ -52,12 +52,12 @@ def write(folder, blocks=3):
     with writing(folder, SPEC, [], COUNT * blocks) as append:
         for seed in range(blocks):
             append(rows_of(seed), list(images_of(seed)))
-    return read_blocks(folder, SPEC), np.concatenate([images_of(seed) for seed in range(blocks)])
+    return read_journal(folder, SPEC), np.concatenate([images_of(seed) for seed in range(blocks)])
 
 
 def read(folder):
     with open_pixels(folder) as pixels:
-        blocks = intact_blocks(pixels, read_blocks(folder, SPEC), SPEC)
+        blocks = intact_blocks(pixels, read_journal(folder, SPEC), SPEC)
         return blocks, np.array(map_pixels(pixels, sum(block.decoded for block in blocks), SPEC))
 
 
@@ -88,9 +88,9 @@ def test_writing_goes_on_after_the_blocks_that_are_whole(folder):
 def test_images_of_another_spec_are_not_read(folder, monkeypatch):
     write(folder)
     for other in ((8, ImageLimits()), (4, ImageLimits(max_bytes=9)), (4, ImageLimits(max_pixels=9))):
-        assert read_blocks(folder, DecodeSpec(*other)) == []
+        assert read_journal(folder, DecodeSpec(*other)) == []
     monkeypatch.setattr(decode, "DECODER_VERSION", "another")
-    assert read_blocks(folder, SPEC) == []
+    assert read_journal(folder, SPEC) == []
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +129,11 @@ def test_of_a_damaged_entry_only_whole_blocks_are_read(written, data):
 def test_a_journal_of_garbage_holds_nothing(folder, content):
     write(folder)
     (folder / JOURNAL).write_bytes(content)
-    assert read_blocks(folder, SPEC) == []
+    assert read_journal(folder, SPEC) == []
 
 
 def test_a_missing_entry_has_no_blocks_and_can_be_discarded(folder):
-    assert read_blocks(folder, SPEC) == []
+    assert read_journal(folder, SPEC) == []
     discard(folder)
 
 
@@ -175,7 +175,7 @@ def stays(root):
     return "".join(sorted(path.name for path in root.iterdir() if path.name != "photos"))
 
 
-def make_room(root, limit, final, to_write=0):
+def evict(root, limit, final, to_write=0):
     evict_until_fits(root / "mine", limit, final, to_write, "5 images")
 
 
@@ -183,7 +183,7 @@ def make_room(root, limit, final, to_write=0):
     ("limit", "names"), [(3500, "abc"), (3499, "ab"), (2500, "ab"), (2499, "b"), (1499, ""), (500, "")]
 )
 def test_the_least_recently_used_go_until_it_fits(root, limit, names):
-    make_room(root, limit, 500)
+    evict(root, limit, 500)
     assert stays(root) == names
 
 
@@ -195,13 +195,13 @@ def test_what_is_used_becomes_the_last_to_go(root):
 
 def test_an_entry_in_the_making_is_not_in_its_own_way(root):
     entry(root / "mine", age=99)
-    make_room(root, 4000, 1000)
+    evict(root, 4000, 1000)
     assert stays(root) == "abcmine"
 
 
 def test_more_than_the_limit_is_refused_and_nothing_removed(root):
     with pytest.raises(DataError) as caught:
-        make_room(root, 2048, 3 * 1024)
+        evict(root, 2048, 3 * 1024)
     assert str(caught.value) == (
         "5 images need 3.0 KiB in the image cache, and its limit is 2.0 KiB; raise --cache-limit"
     )
@@ -214,26 +214,26 @@ def test_what_another_process_has_open_stays(root):
     code += "; m = map_pixels(f, 1, DecodeSpec(4, 0)); f.close(); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         reader.stdout.readline()  # its file is closed, its map is not
-        make_room(root, 2500, 500)
+        evict(root, 2500, 500)
         assert stays(root) == "bc"
         with open_pixels(root / "b"), pytest.raises(DataError) as caught:
-            make_room(root, 2047, 1024)
+            evict(root, 2047, 1024)
         assert str(caught.value) == (
             "5 images need 1.0 KiB in the image cache, and its limit is 2.0 KiB, of which 2.0 KiB are in use;"
             " raise --cache-limit"
         )
         reader.kill()
-    make_room(root, 2047, 1024)
+    evict(root, 2047, 1024)
     assert stays(root) == "b"
 
 
 def test_a_full_disk_makes_entries_go_too(root, monkeypatch):
     """A disk of 4,000 bytes on which only the entries are."""
     monkeypatch.setattr(cache_files, "disk_usage", lambda _: Disk(4000, 0, 4000 - 1000 * len(stays(root))))
-    make_room(root, 10**6, 5000, to_write=1001)
+    evict(root, 10**6, 5000, to_write=1001)
     assert stays(root) == "ab"
     with pytest.raises(DataError) as caught:
-        make_room(root, 10**6, 5000, to_write=4001)
+        evict(root, 10**6, 5000, to_write=4001)
     assert str(caught.value) == (
         f"5 images need 4.9 KiB in the image cache, and the disk of {root} has 3.9 KiB free; choose another --cache-dir"
     )
