@@ -81,19 +81,13 @@ class Predictions:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Predictions that follow each other as one object; a statistic that a part lacks is NaN there."""
         parts = [part for part in parts if part.n] or parts[:1]
-        columns: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in cls._column_names()
-        }
+        columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
         names = dict.fromkeys(name for part in parts for name in part.statistics)
         columns["statistics"] = {
             name: np.concatenate([part.statistics.get(name, np.full(part.n, np.nan, np.float32)) for part in parts])
             for name in names
         }
         return cls(parts[0].classes, **columns)
-
-    @classmethod
-    def _column_names(cls) -> list[str]:
-        return [column.name for column in fields(cls) if column.name not in ("classes", "statistics")]
 
     @property
     def n(self) -> int:
@@ -136,9 +130,12 @@ class Predictions:
 
     def slice(self, start: int, stop: int) -> Self:
         """The predictions from position ``start`` up to, not including, ``stop``."""
-        columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in self._column_names()}
+        columns: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in _COLUMNS}
         statistics = {name: values[start:stop] for name, values in self.statistics.items()}
         return type(self)(classes=self.classes, statistics=statistics, **columns)
+
+
+_COLUMNS = [column.name for column in fields(Predictions) if column.name not in ("classes", "statistics")]
 
 
 def window_size(name: str) -> int | None:

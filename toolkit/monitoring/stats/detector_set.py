@@ -19,6 +19,7 @@ from toolkit.monitoring.stats.e_detectors import (
 )
 
 ACCURACY, CONFIDENCE, PREDICTIONS = "accuracy", "confidence_distribution", "prediction_distribution"
+SAMPLED = "sampled"  # name of the detector of accuracy by labels of samples drawn at random
 DETECTED_METRICS = (ACCURACY, CONFIDENCE, PREDICTIONS)
 
 
@@ -52,7 +53,7 @@ class DetectorSet:
     """
 
     def __init__(self, baseline: Baseline | None, false_alarms_per_million: float) -> None:
-        self._by_metric: dict[str, Detector] = {}
+        self._detectors: dict[str, Detector] = {}
         if baseline is None or not baseline.size:
             return
         each = 1e6 / (false_alarms_per_million * (1 / len(DETECTED_METRICS)))  # predictions to a false alarm
@@ -62,29 +63,27 @@ class DetectorSet:
         right = int((predicted == baseline.labels).sum())
         self._errors, self._sampled = (ErrorDetector(right, baseline.size, 2 * each, frequencies) for _ in range(2))
         self._ranks = RankDetector(baseline.confidence, each)
-        self._by_metric = {ACCURACY: self._errors, CONFIDENCE: self._ranks}
+        self._detectors = {ACCURACY: self._errors, SAMPLED: self._sampled, CONFIDENCE: self._ranks}
         if len(baseline.classes) > 1:
             self._classes = ClassDetector(np.bincount(predicted, minlength=len(baseline.classes)), each)
-            self._by_metric[PREDICTIONS] = self._classes
+            self._detectors[PREDICTIONS] = self._classes
 
     @property
     def evidence(self) -> dict[str, float | None]:
         """Evidence of each metric's detector in [0, 1], where 1 is an alarm; None without a baseline."""
-        found = {
-            metric: detector.evidence if (detector := self._by_metric.get(metric)) else None
-            for metric in DETECTED_METRICS
-        }
-        if ACCURACY in self._by_metric:
-            found[ACCURACY] = max(self._errors.evidence, self._sampled.evidence)
+        found: dict[str, float | None] = dict.fromkeys(DETECTED_METRICS)
+        for name, detector in self._detectors.items():
+            metric = ACCURACY if name == SAMPLED else name
+            found[metric] = max(found[metric] or 0.0, detector.evidence)
         return found
 
     def update(self, rows: Predictions) -> list[DetectorAlarm]:
         """Take in predictions, oldest first; their sequence numbers break ties."""
         found = []
-        if CONFIDENCE in self._by_metric:
+        if CONFIDENCE in self._detectors:
             ranked = self._ranks.update(rows.confidence, uniform_ties(rows.sequence))
             found += [DetectorAlarm(CONFIDENCE, alarm) for alarm in ranked]
-        if PREDICTIONS in self._by_metric:
+        if PREDICTIONS in self._detectors:
             found += [DetectorAlarm(PREDICTIONS, alarm) for alarm in self._classes.update(rows.predicted)]
         return found
 
@@ -107,7 +106,7 @@ class DetectorSet:
             (n,), whether this is the first label of its prediction, True when None; another one counts only in the
             drawn sample.
         """
-        if ACCURACY not in self._by_metric:
+        if ACCURACY not in self._detectors:
             return []
         right, kinds = predicted == labels, _kinds(predicted, labels)
         parts = [(self._errors, np.flatnonzero(first) if first is not None else np.arange(len(right)))]
@@ -121,13 +120,9 @@ class DetectorSet:
 
     def state(self) -> dict[str, Any]:
         """State of all detectors, ready for JSON."""
-        return {name: detector.state() for name, detector in self._all().items()}
+        return {name: detector.state() for name, detector in self._detectors.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state of ``state()``; that of a detector with other bets is ignored."""
-        for name, detector in self._all().items():
-            if name in state:
-                detector.restore(state[name])
-
-    def _all(self) -> dict[str, Detector]:
-        return self._by_metric | ({"sampled": self._sampled} if ACCURACY in self._by_metric else {})
+        for name in self._detectors.keys() & state.keys():
+            self._detectors[name].restore(state[name])
