@@ -44,13 +44,7 @@ def argument_parser(manual: str | None, quick: str) -> argparse.ArgumentParser:
 
 
 def machine(*packages: str) -> str:
-    """The conditions of a run: processor, cores, load, and versions of packages.
-
-    Raises
-    ------
-    SettingsError
-        One of the packages is not installed.
-    """
+    """The conditions of a run: processor, cores, load, and versions of packages, which must be installed."""
     try:
         versions = ", ".join(f"{name} {version(name)}" for name in packages)
     except PackageNotFoundError as missing:

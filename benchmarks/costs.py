@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import watchers
+from benchmarks import drift_detectors
 from monitoring import ModelMonitor, MonitorConfig
 from toolkit.bundle.baseline import Baseline
 from toolkit.monitoring.base.predictions import Predictions
@@ -114,11 +114,8 @@ def _rate(monitor: ModelMonitor, stream: Predictions) -> float:
 def _at_once(baseline: Baseline, stream: Predictions) -> tuple[float, float, float]:
     """One call for many predictions, which ends when it has their ids and all but 10,000 are stored.
 
-    Returns
-    -------
-    tuple
-        Microseconds of processor for each until then, all threads together; predictions a second until then,
-        and until all are stored and evaluated.
+    Gives microseconds of processor for each until then, all threads together; predictions a second until then,
+    and until all are stored and evaluated.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -133,19 +130,19 @@ def _at_once(baseline: Baseline, stream: Predictions) -> tuple[float, float, flo
 
 def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
     """A report on drift, of few predictions and of many."""
-    frame = watchers.as_frame(baseline.probabilities)
-    chunks = watchers.nannyml_drift(frame)
+    frame = drift_detectors.as_frame(baseline.probabilities)
+    chunks = drift_detectors.nannyml_drift(frame)
     confidence, classes = np.sort(baseline.confidence), np.bincount(baseline.predicted, minlength=len(baseline.classes))
     columns = np.sort(baseline.probabilities.astype(np.float64), axis=0)
     times: dict[int, dict[str, float]] = {}
 
     def by_scipy(window: Predictions) -> None:
-        watchers.plain_tests(window, confidence, classes)
-        watchers.bbsds(window, columns)
+        drift_detectors.plain_tests(window, confidence, classes)
+        drift_detectors.bbsds(window, columns)
 
     for n in (FEW, MANY):
         window = stream.last(n)
-        table = watchers.as_frame(window.probabilities)
+        table = drift_detectors.as_frame(window.probabilities)
         with (
             tempfile.TemporaryDirectory() as folder,
             ModelMonitor(f"{folder}/a.db", baseline, config=WITHOUT_NOTIFIERS) as monitor,
@@ -156,7 +153,7 @@ def reports(baseline: Baseline, stream: Predictions, repeats: int) -> Cost:
                 "ours": partial(monitor.detect_drift, "long"),
                 "scipy, the same tests": partial(by_scipy, window),
                 "NannyML": partial(chunks, table),
-                "Evidently": partial(watchers.evidently_report, table, frame),
+                "Evidently": partial(drift_detectors.evidently_report, table, frame),
             }
             times[n] = medians(runs, repeats)
     times[MOST] = {"ours": _of_counts(baseline, stream, repeats)}

@@ -46,10 +46,10 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import costs, watchers  # noqa: E402
+from benchmarks import costs, drift_detectors  # noqa: E402
 from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
+from benchmarks.drift_detectors import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, DriftTests  # noqa: E402
 from benchmarks.shifts import FAILING_LOUDLY, SOFTER, Shift, UnseenImages, as_window, train_and_answer  # noqa: E402
-from benchmarks.watchers import ALWAYS, BBSDS, NEVER, OURS, OURS_ANY_EFFECT, DriftTests  # noqa: E402
 from toolkit.bundle.baseline import Baseline  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.cli.terminal import echo, table  # noqa: E402
@@ -92,8 +92,8 @@ class Scale(NamedTuple):
     """Amount of work to measure."""
 
     images: int  # unseen ones, at most
-    predictions: int  # listened to for false alarms
-    plainly: int  # and by the plain way
+    predictions: int  # for false alarms
+    repeated: int  # and for repeated tests
     clean: int  # repeats for unshifted windows
     shifted: int  # and for shifted ones
     streams: int  # for each delay
@@ -134,11 +134,11 @@ def false_alarms(images: UnseenImages, scale: Scale) -> Claims:
     ours = sum(_alarms(images, seed) for seed in range(scale.predictions // STREAM))
     generator = np.random.default_rng(0)
     baseline, others = images.split(generator)
-    plain = len(list(watchers.repeated_tests(baseline, drawn(images, others, scale.plainly, generator))))
+    plain = len(list(drift_detectors.repeated_tests(baseline, drawn(images, others, scale.repeated, generator))))
     most = int(stats.poisson.ppf(0.975, BUDGET * scale.predictions / MILLION))
     rows = {
         f"{OURS}, after each": (ours, scale.predictions),
-        "KS, chi-square and z at 0.05, after each 100": (plain, scale.plainly),
+        "KS, chi-square and z at 0.05, after each 100": (plain, scale.repeated),
         NEVER: (0, scale.predictions),
         f"{ALWAYS}, after each": (scale.predictions, scale.predictions),
     }
@@ -241,11 +241,11 @@ def delay(images: UnseenImages, scale: Scale) -> Claims:
 def _delay_of_labels(scale: Scale) -> Claims:
     delays: dict[str, dict[float, float]] = {}
     unchanged: dict[str, tuple[int, int]] = {}
-    for name, listen in watchers.by_labels(RIGHT, IMAGES).items():
-        delays[name] = {drop: _median(_delay(listen, _labels(drop, seed), BEFORE) for seed in range(scale.streams))
+    for name, detect in drift_detectors.by_labels(RIGHT, IMAGES).items():
+        delays[name] = {drop: _median(_delay(detect, _labels(drop, seed), BEFORE) for seed in range(scale.streams))
                         for drop in DROPS}  # fmt: skip
         unchanged[name] = (
-            len(list(listen(np.random.default_rng(4).random(scale.unchanged) < RIGHT / IMAGES))),
+            len(list(detect(np.random.default_rng(4).random(scale.unchanged) < RIGHT / IMAGES))),
             scale.unchanged,
         )
     headings = ["labels to an alarm", *(f"accuracy {drop:.0%} lower" for drop in DROPS), "false alarms per million"]
@@ -273,12 +273,12 @@ def _delay_of_answers(images: UnseenImages, scale: Scale) -> Claims:
         for share in ROTATED:
             change = int(generator.integers(1_000, 2_000))  # anywhere in a block of tests of each thousand
             stream = _rotated(images, others, change, share, generator)
-            for name, listen in watchers.by_answers(baseline, LOOSER).items():
-                delays[name][share].append(_delay(listen, stream, change))
-        for name, listen in watchers.by_answers(baseline, LOOSER).items():
-            alarms, heard = unchanged[name]
-            if heard < MAX_UNCHANGED.get(name, scale.unchanged):
-                unchanged[name] = alarms + len(list(listen(calm))), heard + calm.n
+            for name, detect in drift_detectors.by_answers(baseline, LOOSER).items():
+                delays[name][share].append(_delay(detect, stream, change))
+        for name, detect in drift_detectors.by_answers(baseline, LOOSER).items():
+            alarms, n_seen = unchanged[name]
+            if n_seen < MAX_UNCHANGED.get(name, scale.unchanged):
+                unchanged[name] = alarms + len(list(detect(calm))), n_seen + calm.n
     medians = {name: {share: _median(row[share]) for share in ROTATED} for name, row in delays.items()}
     headings = ["predictions to an alarm", *(f"{share:.0%} rotated" for share in ROTATED), "false alarms per million"]
     _show_delays(headings, medians, unchanged)
@@ -300,9 +300,9 @@ def _rotated(
     return as_window(images.classes, answers, images.labels[chosen])
 
 
-def _delay(listen: Callable[[Any], Iterator[int]], stream: Any, change: int) -> float:
+def _delay(detect: Callable[[Any], Iterator[int]], stream: Any, change: int) -> float:
     """Values from the change to the first alarm after it, infinite when there is none."""
-    return next((place - change + 1.0 for place in listen(stream) if place >= change), np.inf)
+    return next((place - change + 1.0 for place in detect(stream) if place >= change), np.inf)
 
 
 def _median(values: Iterable[float]) -> float:
@@ -330,7 +330,7 @@ def harm(images: UnseenImages, scale: Scale) -> Claims:
     for repeat in range(scale.windows):
         generator = np.random.default_rng([6, repeat])
         baseline, others = images.split(generator)
-        bins, peer = ReferenceBins(baseline.classes, baseline), watchers.cbpe(baseline)
+        bins, peer = ReferenceBins(baseline.classes, baseline), drift_detectors.cbpe(baseline)
         for shift in (None, *FAILING_LOUDLY, *SOFTER):
             window = images.window(others, size, generator, shift)
             rows_of[shift].append(_estimates_of(window, baseline, bins) | {"CBPE of NannyML": peer(window)})

@@ -28,13 +28,7 @@ PLAIN, RANDOM, WILCOXON, MEDIAN, WHOLE, OURS = (
 
 
 class Arena:
-    """Runs trials on one data set with one seed; a point that was run in full is not trained again.
-
-    Parameters
-    ----------
-    data
-        The images, and the seed of folds, networks and searches.
-    """
+    """Runs trials on one data set with one seed; a point that was run in full is not trained again."""
 
     def __init__(self, data: DataSettings) -> None:
         self.seed = data.seed

@@ -96,25 +96,13 @@ SERVERS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings that all contestants share.
+    """Settings that all contestants share."""
 
-    Parameters
-    ----------
-    folder
-        Where they write, and where the store is.
-    bundle, digest
-        Of the version in Production.
-    images
-        JPEG files by size.
-    sender
-        The process that loads come from.
-    """
-
-    folder: Path
-    bundle: Path
+    folder: Path  # of their files and of the store
+    bundle: Path  # of the version in Production
     digest: str
-    images: Mapping[str, Sequence[bytes]]
-    sender: Executor
+    images: Mapping[str, Sequence[bytes]]  # JPEG files by size
+    sender: Executor  # the process that loads come from
 
     def send(self, load: Callable[..., list[Answer]], *words: Any, **named: Any) -> list[Answer]:
         """Responses to a load."""
@@ -160,22 +148,7 @@ class RunningServer(NamedTuple):
 
 @contextmanager
 def running(name: str, setup: Setup, *, watching: bool = True) -> Iterator[RunningServer]:
-    """A server from its start to its end, already warm.
-
-    Parameters
-    ----------
-    name
-        Which.
-    setup
-        What it serves.
-    watching
-        Whether ours polls the registry by itself, not only on request.
-
-    Raises
-    ------
-    ToolkitError
-        It did not get ready, or failed on its first requests.
-    """
+    """A server from its start to its end, already warm; ours polls the registry by itself if it is ``watching``."""
     port, log, began = _free_port(), setup.folder / "log", time.monotonic()
     with log.open("wb") as output:
         process = psutil.Popen(
@@ -259,13 +232,7 @@ def promote(setup: Setup, number: int) -> None:
 
 
 def reload(server: RunningServer, number: int) -> None:
-    """Have our service poll the registry, and wait until the version in Production answers.
-
-    Raises
-    ------
-    ToolkitError
-        It is another version.
-    """
+    """Have our service poll the registry, and wait until the version in Production answers."""
     question = urllib.request.Request(f"http://{HOST}:{server.port}/admin/reload", method="POST")
     with urllib.request.urlopen(question, timeout=READY_SECONDS) as answer:  # noqa: S310  our own address
         reload = json.load(answer)

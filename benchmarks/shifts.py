@@ -87,24 +87,12 @@ SOFTER = tuple(
 
 @dataclass(frozen=True)
 class UnseenImages:
-    """Answers to images that the network was not trained on.
+    """Answers to images that the network was not trained on."""
 
-    Parameters
-    ----------
-    name
-        Of the data set, and how good the network is.
-    classes
-        Names, K of them.
-    labels
-        (P,), the true classes.
-    answers
-        By the change of the images, (P, K); "clean" without one.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64]
-    answers: dict[str, Answers]
+    name: str  # of the data set, and how good the network is
+    classes: tuple[str, ...]  # K
+    labels: NDArray[np.int64]  # (P,), the true classes
+    answers: dict[str, Answers]  # (P, K) by the change of the images; "clean" without one
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,16 +132,9 @@ def as_window(classes: tuple[str, ...], answers: Answers, labels: NDArray[np.int
 
 
 def train_and_answer(scratch: Path, most: int, data: Path | None = None) -> UnseenImages:
-    """Train with the project's script and let its bundle answer.
+    """Train with the project's script in an empty folder, and let its bundle answer to ``most`` unseen images at most.
 
-    Parameters
-    ----------
-    scratch
-        An empty folder.
-    most
-        How many unseen images to use at most.
-    data
-        Folder of IDX files; Debian's Fashion-MNIST, else scikit-learn's digits, when None.
+    ``data`` is a folder of IDX files; when None, Debian's Fashion-MNIST, else scikit-learn's digits.
     """
     folder = data or FASHION
     images = read_idx(folder, folder.name) if folder.is_dir() and holds_idx(folder) else load_builtin("digits", ROOT)

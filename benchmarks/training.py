@@ -117,7 +117,7 @@ class Scale(NamedTuple):
 FULL, QUICK = Scale(images=1200, rounds=6, epochs=10), Scale(images=400, rounds=3, epochs=6)
 
 
-class Album(NamedTuple):
+class ImageSplit(NamedTuple):
     """A folder with train/, val/ and test/, each with one sub-folder a class."""
 
     folder: Path
@@ -130,7 +130,7 @@ class TrainingTask(NamedTuple):
     """Training task of a contestant."""
 
     network: str
-    album: Album
+    split: ImageSplit
     epochs: int
     validated: bool = False  # after each epoch, within its time
     size: int = SIZE  # px
@@ -160,29 +160,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         files = listed(options.data) if options.data else draw(scratch / "drawn", count)
-        album = lay_out(files[:: math.ceil(len(files) / count)], scratch / "album")
-        claims = measure(album, scale)
+        split = lay_out(files[:: math.ceil(len(files) / count)], scratch / "split")
+        claims = measure(split, scale)
     conclude(claims, options.json)
 
 
-def measure(album: Album, scale: Scale) -> Claims:
+def measure(split: ImageSplit, scale: Scale) -> Claims:
     """All races, each with its table; what comes out of them."""
-    of = f"{album.training} training images of {album.classes} classes, {usable_cores()} cores"
+    of = f"{split.training} training images of {split.classes} classes, {usable_cores()} cores"
     claims = {}
     for network, goals in RACES.items():
-        results = race([*goals, "ours"], TrainingTask(network, album, scale.rounds))
-        echo(f"\n{network}, {SIZE} px, {scale.rounds - 1} rounds\n\n{_rates(results, album)}")
+        results = race([*goals, "ours"], TrainingTask(network, split, scale.rounds))
+        echo(f"\n{network}, {SIZE} px, {scale.rounds - 1} rounds\n\n{_rates(results, split)}")
         for rival, goal in goals.items():
             claims[f"{network}: ours over {rival}"] = Claim(
                 ratio(results, rival), goal, "higher", f"images/s, {of}, {SIZE} px, {scale.rounds - 1} rounds"
             )
-    results = race(["plain", "ours"], TrainingTask("resnet18", album, scale.epochs, validated=True))
+    results = race(["plain", "ours"], TrainingTask("resnet18", split, scale.epochs, validated=True))
     echo(f"\nresnet18, {SIZE} px, time to the plain way's accuracy after {scale.epochs} epochs\n\n{_learning(results)}")
     claims["time to the plain way's accuracy: ours over plain"] = Claim(
         time_to_accuracy(results, "ours") / time_to_accuracy(results, "plain"), TIME_TO_ACCURACY, "lower",
         f"resnet18, {of}, {SIZE} px, {scale.epochs} epochs, decoding and validation included",
     )  # fmt: skip
-    growth, weight = memory_growth(album)
+    growth, weight = memory_growth(split)
     echo(f"\ntwice the images: {growth / 2**20:+,.0f} MiB of memory, {weight / 2**20:,.0f} MiB of pixels\n")
     claims["memory for more images over their bytes"] = Claim(
         growth / weight, 1.0, "lower", f"anonymous memory of one epoch of simple_cnn, {of}, {MEMORY_SIZE} px"
@@ -216,13 +216,13 @@ def time_to_accuracy(results: dict[str, list[EpochResult]], name: str) -> float:
     return NEVER
 
 
-def memory_growth(album: Album) -> tuple[int, int]:
+def memory_growth(split: ImageSplit) -> tuple[int, int]:
     """Growth of the peak memory with twice the images, and the size of these, both in bytes."""
     small, large = (
         TrainingTask("simple_cnn", chosen, 1, size=MEMORY_SIZE, batch=MEMORY_BATCH)
-        for chosen in (album, doubled(album))
+        for chosen in (split, doubled(split))
     )
-    return peak_memory(large) - peak_memory(small), album.images * MEMORY_SIZE**2 * 3
+    return peak_memory(large) - peak_memory(small), split.images * MEMORY_SIZE**2 * 3
 
 
 def peak_memory(task: TrainingTask) -> int:
@@ -231,11 +231,11 @@ def peak_memory(task: TrainingTask) -> int:
         return contestant.peak_memory()
 
 
-def _rates(results: dict[str, list[EpochResult]], album: Album) -> str:
+def _rates(results: dict[str, list[EpochResult]], split: ImageSplit) -> str:
     rows = []
     for name, all_results in results.items():
         seconds = np.array([result.seconds for result in all_results[1:]])
-        mean, slowest, fastest = album.training / np.array([seconds.mean(), seconds.max(), seconds.min()])
+        mean, slowest, fastest = split.training / np.array([seconds.mean(), seconds.max(), seconds.min()])
         times = "" if name == "ours" else f"{ratio(results, name):.2f}"
         rows.append([name, f"{mean:,.1f}", f"{slowest:,.1f}", f"{fastest:,.1f}", times])
     return table(["", "images/s", "slowest", "fastest", "ours over it"], rows)
@@ -290,13 +290,7 @@ class Contestant:
 
 
 class Turns:
-    """A contestant's view of the race: it calls ``over`` after each epoch, and gets back when its turn has come.
-
-    Parameters
-    ----------
-    connection
-        To the ``Contestant``.
-    """
+    """A contestant's view of the race: it calls ``over`` after each epoch, and gets back when its turn has come."""
 
     def __init__(self, connection: "Connection[EpochResult, None]") -> None:
         self._connection = connection
@@ -319,7 +313,7 @@ def _take_part(name: str, task: TrainingTask, connection: "Connection[EpochResul
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that ends all others
     multiprocessing.set_start_method(None, force=True)  # loaders start their workers as in any script
     torch.set_num_threads(usable_cores())
-    with tempfile.TemporaryDirectory(dir=task.album.folder.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=task.split.folder.parent) as folder:
         os.chdir(folder)
         CONTESTANTS[name](task, Turns(connection))
 
@@ -335,7 +329,7 @@ def _anonymous_memory(pid: int | None) -> int:
 def ours(task: TrainingTask, turns: Turns, *, logged: bool = True) -> None:
     """The project, as train_cnn.py uses it."""
     settings = TrainSettings.model_validate(
-        {"data": str(task.album.folder), "model_type": task.network, "image_size": task.size, "epochs": task.epochs,
+        {"data": str(task.split.folder), "model_type": task.network, "image_size": task.size, "epochs": task.epochs,
          "batch_size": task.batch, "learning_rate": LEARNING_RATE, "dropout": DROPOUT, "weights": "none", "seed": SEED,
          "patience": task.epochs, "cache_dir": Path("cache"),
          "progressive_resize": GROWN_FROM if task.validated else 1.0}
@@ -408,10 +402,10 @@ def in_memory(task: TrainingTask, turns: Turns) -> None:
     trained = _trained(network)
     optimizer = torch.optim.AdamW(trained, LEARNING_RATE, fused=True)
     batches = []
-    for start in range(0, task.album.training, task.batch):
-        count = min(task.batch, task.album.training - start)
+    for start in range(0, task.split.training, task.batch):
+        count = min(task.batch, task.split.training - start)
         images = torch.randn(count, 3, task.size, task.size).contiguous(memory_format=torch.channels_last)
-        batches.append((images, torch.randint(task.album.classes, (count,))))
+        batches.append((images, torch.randint(task.split.classes, (count,))))
     network.train()
     while True:
         for images, labels in batches:
@@ -430,7 +424,7 @@ def matrix_products(task: TrainingTask, turns: Turns) -> None:
     network = _network(task)
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, task.size, task.size)).sum().backward()
-    operations = counter.get_total_flops() / 2 * task.album.training
+    operations = counter.get_total_flops() / 2 * task.split.training
     while True:
         times = []
         for _ in range(MULTIPLICATIONS):
@@ -452,7 +446,7 @@ CONTESTANTS: dict[str, Callable[[TrainingTask, Turns], None]] = {
 
 def _network(task: TrainingTask) -> nn.Module:
     torch.manual_seed(SEED)
-    return build_network(task.network, task.album.classes, DROPOUT, None)
+    return build_network(task.network, task.split.classes, DROPOUT, None)
 
 
 def _trained(network: nn.Module) -> list[nn.Parameter]:
@@ -464,8 +458,8 @@ def _loaders(task: TrainingTask) -> "tuple[DataLoader[Any], DataLoader[Any]]":
     tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     changes = [v2.RandomResizedCrop(task.size), v2.RandomHorizontalFlip(), v2.ColorJitter(0.1, 0.1, 0.1), *tensor]
     square = [v2.Resize(task.size), v2.CenterCrop(task.size), *tensor]
-    training = ImageFolder(task.album.folder / "train", v2.Compose(changes))
-    validation = ImageFolder(task.album.folder / "val", v2.Compose(square))
+    training = ImageFolder(task.split.folder / "train", v2.Compose(changes))
+    validation = ImageFolder(task.split.folder / "val", v2.Compose(square))
     return (
         DataLoader(training, task.batch, shuffle=True, num_workers=WORKERS),
         DataLoader(validation, task.batch, num_workers=WORKERS),
@@ -479,7 +473,7 @@ def _accuracy(network: nn.Module, loader: "DataLoader[Any]") -> float:
     return float(right.float().mean())
 
 
-def lay_out(files: Sequence[Path], folder: Path) -> Album:
+def lay_out(files: Sequence[Path], folder: Path) -> ImageSplit:
     """Divide images into train/, val/ and test/ by links, so that all sides train and validate on the same."""
     classes, parts = Counter[str](), defaultdict[str, list[Path]](list)
     for file in files:
@@ -491,18 +485,18 @@ def lay_out(files: Sequence[Path], folder: Path) -> Album:
         raise DataError(f"class {name!r} has {fewest} images; at least {MIN_PER_CLASS} are needed")
     for part, members in parts.items():
         link(members, folder / part)
-    return Album(folder, len(classes), len(parts["train"]), len(files))
+    return ImageSplit(folder, len(classes), len(parts["train"]), len(files))
 
 
-def doubled(album: Album) -> Album:
+def doubled(split: ImageSplit) -> ImageSplit:
     """The same images twice, the second time with a byte after their end, which no decoder reads."""
-    folder = album.folder.with_name("doubled")
-    for path in album.folder.rglob("*.*"):
-        copy = folder / path.relative_to(album.folder)
+    folder = split.folder.with_name("doubled")
+    for path in split.folder.rglob("*.*"):
+        copy = folder / path.relative_to(split.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.symlink_to(path.resolve())
         copy.with_stem(f"{path.stem}-again").write_bytes(path.read_bytes() + b"\0")
-    return album._replace(folder=folder, training=2 * album.training, images=2 * album.images)
+    return split._replace(folder=folder, training=2 * split.training, images=2 * split.images)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
 import itertools
 import shutil
-import threading
 import urllib.request
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from support.http_server import fake_server
 from support.servers import free_port
 from toolkit.bundle.files import DIGEST_TAG, PROGRAM, digest_of, verify_bundle
 from toolkit.errors import BundleError, TrackingError
@@ -47,26 +46,13 @@ def forget(client, location, name=""):
 def relay(server, spoil):
     """The address of something between us and a server, which spoils the program of a bundle on its way."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            with urllib.request.urlopen(server + self.path) as answer:
-                content = answer.read()
-            if self.path.endswith(PROGRAM):
-                spoil(self, content)
-            else:
-                pass_on(self, content)
+    def answer(handler):
+        with urllib.request.urlopen(server + handler.path) as found:
+            content = found.read()
+        (spoil if handler.path.endswith(PROGRAM) else pass_on)(handler, content)
 
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as between:
-        thread = threading.Thread(target=between.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{between.server_port}"
-        finally:
-            between.shutdown()
-            thread.join()
+    with fake_server(answer) as (url, _):
+        yield url
 
 
 def pass_on(handler, content, status=200, length=None):
@@ -136,7 +122,7 @@ def kept(mlflow_server, log_colour_run, tmp_path_factory):
         (lambda handler, content: pass_on(handler, content[:-9], length=len(content)), "the connection broke off"),
         (lambda handler, content: pass_on(handler, b"", 503), "the server answers with status 503"),
         (lambda handler, content: pass_on(handler, b"Permission denied", 403), "no permission"),
-        (lambda handler, content: threading.Event().wait(20), "no answer in time"),
+        (lambda handler, content: handler.rfile.read(1), "no answer in time"),  # until the caller gives up
     ],
     ids=["dies", "fails", "refuses", "hangs"],
 )

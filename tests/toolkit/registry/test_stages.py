@@ -25,7 +25,7 @@ def client(database):
 
 
 class Model:
-    """A model of four versions without files."""
+    """A model of versions without files."""
 
     def __init__(self, client, name, **more):
         self.name, self.stages = name, Stages(client, name, **more)
@@ -57,10 +57,10 @@ class Model:
 
 @pytest.fixture
 def new_model(client):
-    def create():
+    def create(versions=4):
         name = f"model {next(NUMBERS)}"
         client.create_registered_model(name)
-        for _ in range(4):
+        for _ in range(versions):
             client.create_model_version(name, "/nowhere")
         return Model(client, name)
 
@@ -122,7 +122,7 @@ def test_other_aliases_stay(client, new_model):
     assert next(version.aliases for version in model.stages.versions() if version.version == 1) == ("champion",)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_moves_leave_a_consistent_registry(new_model, seed):
     model, dice = new_model(), random.Random(seed)
     expected, promotions = dict.fromkeys(range(1, 5), "None"), 0
@@ -148,9 +148,10 @@ def test_any_moves_leave_a_consistent_registry(new_model, seed):
 def test_a_kill_at_any_write_is_repaired_by_the_next_move(client, new_model, number, target):
     finished = False
     for writes in itertools.count():
-        model = new_model()
-        model.move(1, "Production")
-        model.move(2, "Staging")
+        model = new_model(versions=3)
+        for version, alias in (("1", "production"), ("2", "staging")):
+            client.set_registered_model_alias(model.name, alias, version)
+        model.stages.repair()
         before = model.read()
         dying = Model(DyingClient(client, writes), model.name)
         try:

@@ -59,13 +59,7 @@ ByAnswers = Callable[[Predictions], Iterator[int]]
 
 
 class DriftTests:
-    """The drift tests of one window of answers, each at the error rate of 0.05 that it promises.
-
-    Parameters
-    ----------
-    baseline
-        The reference.
-    """
+    """The drift tests of one window of answers, each at the error rate of 0.05 that it promises."""
 
     def __init__(self, baseline: Baseline) -> None:
         self._bins = ReferenceBins(baseline.classes, baseline)
