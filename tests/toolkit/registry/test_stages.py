@@ -70,7 +70,7 @@ def new_model(client):
 class DyingClient:
     """A client that dies instead of making its n-th write."""
 
-    def __init__(self, client, writes):
+    def __init__(self, client, writes=-1):
         self._client, self.left = client, writes
 
     def __getattr__(self, name):
@@ -87,16 +87,13 @@ class DyingClient:
         return write
 
 
-class StagelessClient:
+class StagelessClient(DyingClient):
     """A client as it will be when MLflow has no stages any more."""
-
-    def __init__(self, client):
-        self._client = client
 
     def __getattr__(self, name):
         if name == "transition_model_version_stage":
             raise AttributeError(name)
-        return getattr(self._client, name)
+        return super().__getattr__(name)
 
 
 def test_a_promotion_moves_alias_stage_tag_and_history_together(new_model):

@@ -55,13 +55,14 @@ def test_the_variable_decides_and_an_argument_overrules_it(database, tmp_path, m
     ("uri", "failure"),
     [
         ("http://127.0.0.1:{port}", "does not answer: connection refused; start it with: mlflow server"),
+        ("http://anna:s@cret@127.0.0.1:{port}", "does not answer: connection refused; start it with: mlflow server"),
         ("http://no-such-host.invalid", "does not answer: unknown host; start it with: mlflow server"),
         ("sqlite:///{here}/file/mlflow.db", "cannot be used: [Errno 17] File exists: '{here}/file'"),
         ("sqlite:///{here}", "cannot be used: unable to open database file"),
         ("sqlite:///{here}/file", "cannot be used: file is not a database"),
         ("sqlite://mlflow.db", "does not answer: Invalid SQLite URL: sqlite://mlflow.db"),
     ],
-    ids=["nothing listens", "unknown host", "no folder", "a folder", "no database", "two slashes"],
+    ids=["nothing listens", "a password", "unknown host", "no folder", "a folder", "no database", "two slashes"],
 )
 def test_a_store_that_does_not_answer_is_one_sentence(uri, failure, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("I am no database, however long I go on about it. " * 30)
@@ -69,7 +70,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(uri, failure, tmp_path, mo
     places = {"port": free_port(), "here": tmp_path}
     with pytest.raises(TrackingError) as caught:
         connect(uri.format(**places))
-    assert str(caught.value) == f"MLflow at {uri} {failure}".format(**places)
+    assert str(caught.value) == f"MLflow at {uri} {failure}".format(**places).replace("s@cret", "***")
 
 
 def without_proxies(monkeypatch):
@@ -105,14 +106,6 @@ def test_a_proxy_in_the_way_is_named(variable, monkeypatch):
         with pytest.raises(TrackingError, match=r"cannot be used: the server answers with status 503$"):
             connect(url)
         assert asked
-
-
-def test_no_password_of_an_address_is_shown():
-    port = free_port()
-    with pytest.raises(TrackingError) as caught:
-        connect(f"http://anna:s@cret@127.0.0.1:{port}")
-    assert str(caught.value).startswith(f"MLflow at http://anna:***@127.0.0.1:{port} does not answer: ")
-    assert "cret" not in str(caught.value)
 
 
 # --- first starts -----------------------------------------------------------------------------------

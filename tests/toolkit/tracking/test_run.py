@@ -89,12 +89,6 @@ def test_a_run_knows_its_page(store):
             assert (run.url, run.table_url) == (None, None)
 
 
-def test_a_name_that_mlflow_refuses_is_one_sentence(database):
-    with pytest.raises(TrackingError, match=r"^cannot start a run in experiment 'x{501}': ") as caught:
-        Run(database, "x" * 501, role="final", name="a run")
-    assert "\n" not in str(caught.value)
-
-
 # --- what arrives -----------------------------------------------------------------------------------
 
 
@@ -159,7 +153,9 @@ def test_names_in_any_bytes_are_recorded(store):
         Run(store, "caf\udce9", role="final", name="a run")
 
 
-def test_a_digest_longer_than_mlflow_allows_is_one_sentence(store):
+def test_names_and_digests_longer_than_mlflow_allows_are_one_sentence(store):
+    with pytest.raises(TrackingError, match=r"^cannot start a run in experiment 'x{501}': .*$"):
+        Run(store, "x" * 501, role="final", name="a run")
     run = start_run(store)
     with pytest.raises(TrackingError, match=r"^cannot log the data set 'photos': .*'digest' exceeds .* 36 characters"):
         run.dataset("photos", "f" * 37, "photos", profile={}, context="training")
