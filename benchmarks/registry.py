@@ -405,7 +405,7 @@ def run_rows(index: int, models: int, data: Mapping[str, Any], draw: random.Rand
     holds_model, is_trial = place < models, models <= place < models + TRIALS
     role = "trial" if is_trial else "fold" if not holds_model else draw.choice(["final", "study"])
     yield "runs", {
-        "run_uuid": run_id, "name": f"{role} {index}", "source_type": "LOCAL", "image_name": "hyperopt_tuning.py",
+        "run_uuid": run_id, "name": f"{role} {index}", "source_type": "LOCAL", "source_name": "hyperopt_tuning.py",
         "user_id": "ann", "status": "FINISHED", "start_time": started, "end_time": ended, "lifecycle_stage": "active",
         "artifact_uri": f"files/{run_id}/artifacts", "experiment_id": experiment,
     }  # fmt: skip
