@@ -1,7 +1,6 @@
 """Monitors of one store: empty, shared, restarted, damaged."""
 
 import logging
-import os
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from monitoring import ModelMonitor, MonitorConfig, MonitorSettings
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S
 from support.monitored_streams import Clock, feed, make_baseline
 from toolkit.errors import SettingsError, StoreError
 
@@ -47,10 +46,7 @@ def test_processes_share_a_store_and_nothing_is_lost():
         "        monitor.record_feedback_many(dict.fromkeys(ids, 'dog'))\n"
         "print(monitor.writer_stats()['lost'])\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) for _ in range(3)
-    ]
+    workers = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(3)]
     assert [worker.communicate(timeout=MAX_WAIT_S)[0] for worker in workers] == [b"0\n"] * 3
     with ModelMonitor("m.db") as monitor:
         metrics = monitor.calculate_metrics("long")
@@ -130,9 +126,6 @@ def test_reading_a_damaged_store_is_one_sentence(monitor):
         connection.execute("DROP TABLE labels")
     with pytest.raises(StoreError, match=r"the store m.db cannot be read: no such table: labels"):
         monitor.calculate_metrics()
-    Path("broken.db").write_bytes(b"not a database" * 1000)
-    with pytest.raises(StoreError, match=r"the store broken.db cannot be opened: file is not a database"):
-        ModelMonitor("broken.db")
 
 
 def test_unknown_names_are_answered_with_known_ones(monitor):

@@ -21,20 +21,12 @@ def answers(n, rng, right=0.9, sure=0.9):
     return probabilities.astype(np.float16), np.where(rng.random(n) < right, called, 1 - called)
 
 
-def make_model():
-    probabilities, truth = answers(3000, np.random.default_rng(0))
-    return ModelVersion("1", CLASSES, Baseline(CLASSES, probabilities, truth), served_at=1.0)
-
-
 class Process:
     """A process that watches a store of which others may know."""
 
     def __init__(self, path, model):
-        self.now = 1.7e9
-        self.sent = []
-        self.reacted = []
-        self.store = PredictionStore(str(path))
-        self.model = model
+        self.now, self.sent, self.reacted = 1.7e9, [], []
+        self.store, self.model = PredictionStore(str(path)), model
         self.worker = MonitoringWorker(self.store, Thresholds(), self, MonitorConfig(clock=lambda: self.now))
 
     def send(self, notification, react=True):
@@ -47,16 +39,12 @@ class Process:
         return self.worker.evaluate_now(self.model)
 
     def events(self, key="1/accuracy/short"):
-        return [
-            (notification.event, notification.level, notification.status)
-            for notification in self.sent
-            if notification.key == key
-        ]
+        return [(sent.event, sent.level, sent.status) for sent in self.sent if sent.key == key]
 
 
 @pytest.fixture
 def model():
-    return make_model()
+    return ModelVersion("1", CLASSES, Baseline(CLASSES, *answers(3000, np.random.default_rng(0))), served_at=1.0)
 
 
 @pytest.fixture
@@ -75,11 +63,9 @@ class Traffic:
     def __call__(self, intervals, evaluate=True, **more):
         for _ in range(intervals):
             probabilities, truth = answers(100, self.rng, **more)
-            store = self.process.store
-            store.write(
-                [LoggedPrediction(self.next + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)]
-            )
-            store.labels.insert({self.next + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
+            store, first = self.process.store, self.next
+            store.write([LoggedPrediction(first + i, 1.7e9, self.model, row) for i, row in enumerate(probabilities)])
+            store.labels.insert({first + i: CLASSES[k] for i, k in enumerate(truth.tolist())}, "audit", 1.7e9)
             self.next += 100
             if evaluate:
                 self.process.evaluate()
@@ -163,10 +149,7 @@ def test_of_two_processes_one_notifies(tmp_path, process, traffic, model):
         traffic(1, evaluate=False, right=right)
         process.evaluate()
         other.evaluate()
-    sent = [
-        (notification.key, notification.event, notification.level, notification.status)
-        for notification in process.sent + other.sent
-    ]
+    sent = [(each.key, each.event, each.level, each.status) for each in process.sent + other.sent]
     assert sent
     assert len(sent) == len(set(sent))
     other.store.close()

@@ -7,7 +7,6 @@ import hmac
 import ipaddress
 import json
 import logging
-import os
 import socket
 import ssl
 import subprocess
@@ -22,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from support import MAX_WAIT_S, ROOT, wait_until
+from support import MAX_WAIT_S, wait_until
 from support.servers import free_port
 from support.webhook_receiver import Receiver
 from toolkit.errors import SettingsError
@@ -61,12 +60,13 @@ def counts(sent=0, failed=0, dropped=0, waiting=0):
 
 def test_a_notification_arrives_as_json_with_its_headers():
     with Receiver() as receiver:
-        assert delivered(receiver) == counts(sent=1)
+        assert delivered(receiver, secret=None) == counts(sent=1)
     [(path, headers, body)] = receiver.requests
     assert path == "/hook?channel=alerts"
     assert headers["Content-Type"] == "application/json"
     assert json.loads(body) == NOTIFICATION.to_dict()
     assert headers["webhook-id"] == f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
+    assert "webhook-signature" not in headers
 
 
 def signature(key, headers, body):
@@ -93,12 +93,6 @@ def test_a_request_is_signed_with_the_secret(secret, key):
     [(_, headers, body)] = receiver.requests
     assert before <= int(headers["webhook-timestamp"]) <= time.time()
     assert headers["webhook-signature"] == signature(key or base64.b64decode(secret[6:]), headers, body)
-
-
-def test_without_a_secret_nothing_is_signed():
-    with Receiver() as receiver:
-        delivered(receiver, secret=None)
-    assert "webhook-signature" not in receiver.requests[0][1]
 
 
 # What is tried again
@@ -189,19 +183,13 @@ def test_a_date_to_come_again_is_counted_from_now():
 # What is given up
 
 
-def test_a_refusal_is_final():
-    with Receiver(404) as receiver:
-        assert delivered(receiver) == counts(failed=1)
-    assert len(receiver.requests) == 1
-
-
-@pytest.mark.parametrize("status", [301, 303, 308])
-def test_a_redirect_is_not_followed(status, caplog):
+@pytest.mark.parametrize("status", [404, 301, 303, 308])
+def test_a_refusal_is_final_and_a_redirect_is_not_followed(status, caplog):
     with Receiver() as elsewhere, Receiver((status, {"Location": elsewhere.url})) as receiver:
         assert delivered(receiver) == counts(failed=1)
     assert len(receiver.requests) == 1
     assert elsewhere.requests == []
-    assert f"answered {status}, and redirects are not followed" in caplog.text
+    assert f"answered {status}{', and redirects are not followed' if status < 400 else ''}" in caplog.text
 
 
 def test_an_old_notification_is_given_up_and_logged(caplog):
@@ -372,9 +360,7 @@ def test_a_process_that_just_ends_still_sends_what_waits():
         "webhook.WebhookNotifier(sys.argv[1]).send(webhook.Notification(*values))\n"
     )
     with Receiver() as receiver:
-        subprocess.run(
-            [sys.executable, "-c", words, receiver.url], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-        )
+        subprocess.run([sys.executable, "-c", words, receiver.url], check=True)
     assert receiver.events == ["raised"]
 
 
