@@ -93,7 +93,7 @@ class ServiceMetrics:
     def prediction(self, done: InferenceResult) -> None:
         """Count an image that the model was run on, and its timings."""
         if done.finite:
-            self._predictions.labels(done.model.version, done.top_k(1)[0][0]).inc()
+            self._predictions.labels(done.model.version, done.model.classes[done.probabilities.argmax()]).inc()
         else:
             self._non_finite.labels(done.model.version).inc()
         with self._lock:

@@ -34,7 +34,6 @@ RAW_TYPES = (RAW, "application/x-image", "")
 MAX_FIELDS = 16  # of a form, besides its files
 MAX_FIELD_BYTES = 4096  # bytes
 SPOOL_BYTES = 2**40  # of a file part, before it goes to disk: never, since the body is limited already
-ONE_IMAGE = "(base64)"  # placeholder in the examples of the OpenAPI description
 VALUES_PER_IMAGE = 8  # JSON values at most: braces, brackets and commas around the base64 of one image
 VALUES_OVERHEAD = 16  # JSON values at most around all images, such as those of a data frame
 # Parsed JSON takes up to 30 times the size of its text, and parsing holds Python's lock: one at a time.
@@ -43,57 +42,6 @@ _URLSAFE = str.maketrans("-_", "+/")
 _CHARSET = re.compile(r""";\s*charset\s*=\s*("[^"]*"|[^;]*)""", re.IGNORECASE)
 _EXTENDED = re.compile(rb""";\s*filename\*[0-9*]*\s*=""", re.IGNORECASE)
 _DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
-
-
-def _object(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": [name], "properties": {name: schema}}
-
-
-def _list(schema: dict[str, Any], max_items: int | None = None) -> dict[str, Any]:
-    return {"type": "array", "items": schema, "minItems": 1} | ({"maxItems": max_items} if max_items else {})
-
-
-_FILE = {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP, GIF or TIFF"}
-_BASE64 = {"type": "string", "format": "byte", "description": "the encoded image in base64, or a data URL of it"}
-_B64 = _object("b64", _BASE64)
-_ENTRY = {"anyOf": [_BASE64, _B64, _object("image", {"anyOf": [_BASE64, _B64]})]}
-_PIXELS = _list(_list(_list({"type": "integer", "minimum": 0, "maximum": 255}))) | {
-    "description": "the rows of an RGB image of the model's own size"
-}
-
-
-def _json(entry: dict[str, Any], max_images: int | None) -> dict[str, Any]:
-    several = _list(entry, max_images)
-    shapes = [_object("image", _BASE64), _object("inputs", {"anyOf": [several, entry]}), _object("instances", several)]
-    return {
-        "schema": {"anyOf": shapes},
-        "example": {"image": ONE_IMAGE} if max_images == 1 else {"inputs": [ONE_IMAGE]},
-    }
-
-
-# What parse_image and parse_images accept, for the OpenAPI description.
-IMAGE_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        FORM: {"schema": _object("file", _FILE)},
-        "image/*": {"schema": _FILE},
-        RAW: {"schema": _FILE},
-        JSON: _json(_ENTRY, 1),
-    },
-}
-
-
-def images_body(max_images: int | None = None) -> dict[str, Any]:
-    """The body of a batch, for the OpenAPI description; ``max_images`` where it is known."""
-    form = {"schema": _object("files", _list(_FILE, max_images))}
-    return {"required": True, "content": {FORM: form, JSON: _json(_ENTRY, max_images)}}
-
-
-def pixels_body() -> dict[str, Any]:
-    """The body of a batch that may also be pixels or one raw image, for the OpenAPI description."""
-    body = images_body()
-    content = body["content"] | {"image/*": {"schema": _FILE}, JSON: _json({"anyOf": [_ENTRY, _PIXELS]}, None)}
-    return body | {"content": content}
 
 
 async def parse_image(request: Request) -> ImageSource:

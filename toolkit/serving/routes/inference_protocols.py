@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from toolkit.serving import problems, schemas
 from toolkit.serving.http import request_body
-from toolkit.serving.http.openapi import error_responses
+from toolkit.serving.http.openapi import ONE_IMAGE, error_responses, pixels_body
 from toolkit.serving.inference.result import ImageSource
 from toolkit.serving.models.manager import LiveModel
 from toolkit.serving.problems import Problem
@@ -50,7 +50,7 @@ def _inlined(part: Any, definitions: dict[str, Any]) -> Any:
 
 
 _SCHEMA = InferRequest.model_json_schema()
-_EXAMPLE = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [request_body.ONE_IMAGE]}]}
+_EXAMPLE = {"inputs": [{"name": "images", "shape": [1], "datatype": "BYTES", "data": [ONE_IMAGE]}]}
 INFER_BODY = {
     "required": True,
     "content": {request_body.JSON: {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE}},
@@ -258,9 +258,7 @@ async def protocol_version() -> str:
     return installed_version("mlflow")
 
 
-@routes.post(
-    "/invocations", responses=PREDICTING, openapi_extra={"requestBody": request_body.pixels_body()}, tags=["MLflow"]
-)
+@routes.post("/invocations", responses=PREDICTING, openapi_extra={"requestBody": pixels_body()}, tags=["MLflow"])
 async def invocations(request: Request) -> schemas.Predictions:
     """Probabilities of images: a form, a raw image, or JSON with base64 or pixels of the model's own size."""
     service = _service(request)

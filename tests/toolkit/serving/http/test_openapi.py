@@ -6,8 +6,7 @@ import jsonschema_rs
 import pytest
 
 from serve_model import ADMIN_PATHS, PREDICT_PATHS, ServeSettings, create_app, routes
-from toolkit.serving.http.openapi import build_openapi, error_responses
-from toolkit.serving.http.request_body import ONE_IMAGE
+from toolkit.serving.http.openapi import IMAGE_BODY, ONE_IMAGE, build_openapi, error_responses, images_body, pixels_body
 from toolkit.serving.problems import NOT_READY, OVERLOADED, PROBLEM_TYPES, UNSUPPORTED_FORMAT, UNSUPPORTED_MEDIA_TYPE
 from toolkit.serving.routes import inference_protocols
 from toolkit.serving.schemas import InferRequest
@@ -125,3 +124,18 @@ def test_keys_are_described_only_where_required():
     schema = build_openapi(app, (), 3)
     assert "securitySchemes" not in schema["components"]
     assert not any("401" in operation["responses"] for operation in operations(schema).values())
+
+
+def test_the_bodies_of_images_are_described():
+    assert set(IMAGE_BODY["content"]) == {
+        "multipart/form-data", "image/*", "application/octet-stream", "application/json"
+    }  # fmt: skip
+    batch = images_body(7)["content"]
+    assert set(batch) == {"multipart/form-data", "application/json"}
+    assert batch["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
+    shapes = batch["application/json"]["schema"]["anyOf"]
+    assert [shape["required"] for shape in shapes] == [["image"], ["inputs"], ["instances"]]
+    inputs, instances = shapes[1]["properties"]["inputs"], shapes[2]["properties"]["instances"]
+    assert inputs["anyOf"][0] == instances
+    assert instances["maxItems"] == 7
+    assert set(pixels_body()["content"]) == {*batch, "image/*"}

@@ -14,17 +14,14 @@ from hypothesis import strategies as st
 
 from toolkit.images.decoding import load_image
 from toolkit.serving.http.request_body import (
-    IMAGE_BODY,
     MAX_FIELD_BYTES,
     MAX_FIELDS,
     VALUES_OVERHEAD,
     VALUES_PER_IMAGE,
     from_pixels,
-    images_body,
     load_json,
     parse_image,
     parse_images,
-    pixels_body,
     values_of_pixels,
 )
 from toolkit.serving.problems import INVALID, MALFORMED, UNDECODABLE, UNSUPPORTED_MEDIA_TYPE, Problem
@@ -392,18 +389,3 @@ def test_large_files_stay_in_memory(monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     data = np.random.default_rng(0).bytes(3 * 2**20)
     assert many(form([("files", ("a", data, "image/png"))], step=2**16), 1) == [data]
-
-
-def test_the_described_bodies_are_accepted():
-    assert set(IMAGE_BODY["content"]) == {
-        "multipart/form-data", "image/*", "application/octet-stream", "application/json"
-    }  # fmt: skip
-    batch = images_body(7)["content"]
-    assert set(batch) == {"multipart/form-data", "application/json"}
-    assert batch["multipart/form-data"]["schema"]["properties"]["files"]["maxItems"] == 7
-    shapes = batch["application/json"]["schema"]["anyOf"]
-    assert [shape["required"] for shape in shapes] == [["image"], ["inputs"], ["instances"]]
-    inputs, instances = shapes[1]["properties"]["inputs"], shapes[2]["properties"]["instances"]
-    assert inputs["anyOf"][0] == instances
-    assert instances["maxItems"] == 7
-    assert set(pixels_body()["content"]) == {*batch, "image/*"}
