@@ -16,8 +16,7 @@ from toolkit.cli.terminal import echo
 from toolkit.errors import TrackingError
 from toolkit.tracking.connection import RETRY_SECONDS, is_reachable, mlflow_call
 from toolkit.tracking.run import Run
-from toolkit.tuning.importance_plots import importance_plot
-from toolkit.tuning.plots import cost_plot, history_plot
+from toolkit.tuning.plots import cost_plot, history_plot, importance_plot
 from toolkit.tuning.space import Space
 from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import Fold, Trial
