@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import shutil
 import sqlite3
 from contextlib import chdir, closing
 from dataclasses import asdict, replace
@@ -310,19 +309,6 @@ def test_flush_needs_an_answer(study, make_logger, away):
     away(False)
     logger.flush()
     assert of_trial(study, 0)["status"] == "RUNNING"
-
-
-def test_a_restored_store_gets_later_trials(client, make_logger, tmp_path):
-    """A connection that was open before leads to the file that is gone."""
-    shutil.copy(file_of(client), tmp_path / "mlflow.db")  # a first start is slow
-    study = Run(connect(f"sqlite:///{tmp_path}/mlflow.db"), "copied", role="study", name="digits-1")
-    logger = make_logger(study)
-    logger.on_trial_start(proposal(TRIALS[0]))
-    content = (tmp_path / "mlflow.db").read_bytes()
-    (tmp_path / "mlflow.db").unlink()
-    (tmp_path / "mlflow.db").write_bytes(content)
-    logger.on_trial_end(TRIALS[1], None)
-    assert of_trial(study, 1)["status"] == "FAILED"
 
 
 def test_a_deleted_run_is_created_again(study, make_logger, client, capsys):

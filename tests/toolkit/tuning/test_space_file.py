@@ -151,14 +151,10 @@ def test_errors_of_a_space_are_one_line(text, message):
 
 
 def test_incompatible_hyperparameters_are_refused():
-    features = "is trained on features that were computed before; leave them at 0 or choose resnet18"
     for mixup, shown in (("{low: 0, high: 0.4}", "0.4"), ("[0, 0.2]", "0.2"), ("1", "1")):
-        with pytest.raises(SettingsError) as caught:
+        message = rf"^mixup: {shown} does not go with model_type resnet18_backbone: --mixup and .* choose resnet18$"
+        with pytest.raises(SettingsError, match=message):
             read_space(f"mixup: {mixup}", FULL, Hyperparameters)
-        assert str(caught.value).startswith(
-            f"mixup: {shown} does not go with model_type resnet18_backbone: --mixup and"
-        )
-        assert str(caught.value).endswith(features)
     with pytest.raises(SettingsError, match=r"^model_type: resnet18_backbone does not go with cutmix 1: "):
         read_space("model_type: [resnet18, resnet18_backbone]", {**FULL, "cutmix": Choice((0.0, 1.0))}, Hyperparameters)
     allowed = read_space("mixup: {low: 0, high: 0.4}\nmodel_type: [simple_cnn, resnet18]", FULL, Hyperparameters)
