@@ -9,9 +9,9 @@ import pytest
 
 from hyperopt_tuning import TuneSettings, report, start_study, tune
 from support.colours import colour_image
+from support.trials import run_trial
 from support.tuning_studies import settings
 from toolkit.errors import DataError, SettingsError, TrainingError
-from toolkit.tuning.mlflow_logger import STATUS
 from toolkit.tuning.trial import Trial
 
 
@@ -59,15 +59,16 @@ def test_a_resumed_study_may_have_other_stop_conditions(quickest, capsys):
 
 
 def test_a_warm_start_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
-    """Of two trials that ran at the same time, without an incumbent."""
-    first = tune(settings(quickest, "fork", parallel=2, study_name="first")).study
-    assert sorted((trial.number, trial.state) for trial in first.trials) == [(0, "complete"), (1, "complete")]
-    assert [run.info.status for run in quickest.runs("fork", "trial")] == [STATUS["complete"]] * 2
-    capsys.readouterr()
-    second = tune(settings(quickest, "fork", max_trials=1, warm_start="first", folds=3, study_name="second")).study
-    assert "2 of 2 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
-    assert first.best is not None
-    assert [(trial.settings, len(trial.folds)) for trial in second.trials] == [(first.best.settings, 3)]
+    """Of its own two trials, which run at the same time."""
+    job = start_study(settings(quickest, "fork", study_name="first"))
+    with job.journal:
+        _, best, _ = (run_trial(job.study, accuracy) for accuracy in (0.5, 0.9, 0.7))
+    study = tune(settings(quickest, "fork", parallel=2, warm_start="first", folds=3, study_name="second")).study
+    assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
+    first, other = sorted(study.trials, key=lambda trial: trial.number)
+    assert first.settings == best.settings
+    assert [(trial.state, len(trial.folds)) for trial in (first, other)] == [("complete", 3)] * 2
+    assert [run.info.status for run in quickest.runs("fork", "trial")] == ["FINISHED"] * 2
 
 
 def test_a_study_is_written_by_one_search(quickest):
