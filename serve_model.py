@@ -530,12 +530,12 @@ def create_app(settings: ServeSettings | None = None, worker: WorkerSpec | None 
     for kind in (HTTPException, RequestValidationError):
         app.add_exception_handler(kind, problems.handle)
     rules = RequestRules(
-        settings.max_body_bytes,
-        settings.timeouts,
-        protected_paths,
-        settings.origins if settings.predict_key is None else None,
-        IMAGE_PATHS,
-        partial(_require_slot, app),
+        max_body_bytes=settings.max_body_bytes,
+        timeouts=settings.timeouts,
+        keys=protected_paths,
+        origins=settings.origins if settings.predict_key is None else None,
+        image_paths=IMAGE_PATHS,
+        require_slot=partial(_require_slot, app),
     )
     counted = (*PREDICT_PATHS, *ADMIN_PATHS)
     app.add_middleware(ServiceMiddleware, metrics=app.state.metrics, rules=rules, paths=counted)

@@ -88,6 +88,10 @@ def port():
         yield port
 
 
+def connect(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
+
+
 def rest_of(connection):
     """All that comes back until the connection is closed."""
     answer = b""
@@ -98,7 +102,7 @@ def rest_of(connection):
 
 def talk(port, *pieces):
     """Send bytes as they are, and return all that comes back until the connection is closed."""
-    with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection:
+    with connect(port) as connection:
         for piece in pieces:
             connection.sendall(piece)
         return rest_of(connection)
@@ -142,13 +146,12 @@ def test_invalid_http_is_answered_with_a_problem(port, request_bytes):
 def test_a_broken_body_gets_one_response_and_no_traceback(port, caplog, pause):
     head = b"POST /nowhere HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
     broken = b"not a length\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection:
+    with connect(port) as connection:
         connection.sendall(head if pause else head + broken)
         answer = connection.recv(65536)
         if pause:
             connection.sendall(broken)
-        while piece := connection.recv(65536):
-            answer += piece
+        answer += rest_of(connection)
     assert answer.startswith(b"HTTP/1.1 404" if pause else (b"HTTP/1.1 404", b"HTTP/1.1 400"))
     assert answer.count(b"HTTP/1.1 ") == 1
     assert talk(port, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").endswith(b'"here"')
@@ -218,10 +221,7 @@ def outlast(port, pieces):
 def endings():
     """What each slow client was answered until it was cut off, and what was counted."""
     with serving(timeouts=SHORT_TIMEOUTS) as (server, port, metrics), ThreadPoolExecutor(len(SLOW_CLIENTS)) as clients:
-        with (
-            socket.socket() as reading_nothing,
-            socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as staying,
-        ):
+        with socket.socket() as reading_nothing, connect(port) as staying:
             reading_nothing.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reading_nothing.connect(("127.0.0.1", port))
             reading_nothing.sendall(GET.replace(b"/ ", b"/large "))
@@ -285,17 +285,17 @@ def test_a_large_response_arrives_whole(port):
 
 def test_connections_beyond_the_limit_get_a_503():
     with serving(max_connections=3) as (server, port, _):
-        open_ones = [socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) for _ in range(3)]
+        open_ones = [connect(port) for _ in range(3)]
         wait_until(lambda: len(server.server_state.connections) == 3)
         head, _, body = talk(port, GET).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"\r\nRetry-After: 1\r\n" in head
         assert json.loads(body)["detail"] == "3 connections are open already"
-        staying = socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
+        staying = connect(port)
         assert staying.recv(65536).startswith(b"HTTP/1.1 503")
         open_ones.pop().close()
         wait_until(lambda: len(server.server_state.connections) == 3)  # with the one that was turned away and stays
-        open_ones.append(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S))
+        open_ones.append(connect(port))
         for one in open_ones:
             one.sendall(GET)
             assert one.recv(65536).startswith(b"HTTP/1.1 200")
@@ -307,7 +307,7 @@ def test_connections_beyond_the_limit_get_a_503():
 
 def test_a_refused_client_does_not_delay_the_shutdown():
     with serving() as (_, port, _):
-        connection = socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)
+        connection = connect(port)
         connection.sendall(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
     connection.close()
@@ -474,9 +474,7 @@ def test_pipelined_requests_are_answered_during_the_shutdown():
 
 def test_an_idle_connection_is_closed_after_requests_under_way():
     with serving(drain_timeout=1000, shutdown_timeout=600) as (server, port, _), ExitStack() as stack:
-        idle, late = (
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S)) for _ in range(2)
-        )
+        idle, late = (stack.enter_context(connect(port)) for _ in range(2))
         for connection in (idle, late):
             connection.sendall(GET)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
@@ -494,10 +492,7 @@ def test_an_idle_connection_is_closed_after_requests_under_way():
 
 
 def test_a_request_beyond_the_shutdown_timeout_gets_a_503():
-    with (
-        serving() as (server, port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=MAX_WAIT_S) as connection,
-    ):
+    with serving() as (server, port, _), connect(port) as connection:
         connection.sendall(b"POST /slow?seconds=3600 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         wait_until(lambda: server.server_state.tasks)
         server.handle_exit(signal.SIGTERM, None)
