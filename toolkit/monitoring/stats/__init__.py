@@ -1,3 +1,3 @@
-"""Numbers in, numbers out: distributions < hypothesis_tests < performance, label_sampling; splitmix < e_detectors <
-detector_set; performance_estimation.
+"""Numbers in, numbers out: distributions < hypothesis_tests < label_sampling; performance < performance_estimation;
+splitmix < label_sampling, e_detectors < detector_set.
 """

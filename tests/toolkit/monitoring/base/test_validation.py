@@ -10,6 +10,7 @@ from toolkit.errors import SettingsError
 from toolkit.monitoring.base import validation
 
 CLASSES = ("bird", "cat", "dog")
+SURE = {"bird": 1, "cat": 0, "dog": 0}
 VALUES = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.019, 1.03, -0.1, 7.5, np.nan, np.inf, -np.inf])
 
 
@@ -50,11 +51,8 @@ def test_mappings_lists_and_arrays_are_equivalent():
         (np.zeros((2, 2)), r"got shape \(2, 2\)"),
         ([[0.5, 0.5], [1.0]], "probabilities must be numbers"),
         ([["a", "b", "c"]], "probabilities must be numbers"),
-        (
-            [{"bird": 1, "cat": 0, "dog": 0}, {"bird": 1}],
-            r"probabilities\[1\] of bird given; the classes are bird, cat",
-        ),
-        ([{"bird": 1, "cat": 0, "dog": 0}, [1, 0, 0]], r"probabilities\[1\] must be a mapping as the first one is"),
+        ([SURE, {"bird": 1}], r"probabilities\[1\] of bird given; the classes are bird, cat"),
+        ([SURE, [1, 0, 0]], r"probabilities\[1\] must be a mapping as the first one is"),
     ],
 )
 def test_invalid_probabilities_are_refused(probabilities, message):

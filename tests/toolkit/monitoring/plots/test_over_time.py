@@ -75,11 +75,6 @@ def test_accuracy_is_the_share_of_right_answers_at_each_point():
     np.testing.assert_array_equal(dots.get_ydata(), expected)
     middles = [part.time[[0, -1]].mean() / DAY for part in parts(window)]
     np.testing.assert_allclose(dots.get_xdata(), middles)
-    heights = heights_of(upper, "95 % interval")
-    for r, n, point in zip(right, labels, timeline([], [window], BINS).points, strict=True):
-        if n:
-            kept = effective_labels(point)
-            assert np.isclose(heights, wilson(r / n * kept, kept)).any(axis=0).all()
 
 
 def test_accuracy_has_a_gap_without_labels_the_estimate_none():
