@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitoring import ModelMonitor, MonitorConfig, Notifier, Thresholds
+from support import MAX_WAIT_S
 from toolkit.bundle.baseline import Baseline
 from toolkit.monitoring.base.ids import format_id
-from toolkit.monitoring.store import schema
+from toolkit.monitoring.store import database, schema
 from toolkit.monitoring.store.predictions import PredictionStore
 
 CLASSES = ("cat", "dog", "owl")
@@ -49,6 +50,14 @@ PROBABILITIES, TRUTH = make_stream(N, np.random.default_rng(1))
 PROBABILITIES[[5, 130, 400]] = np.nan
 
 
+@pytest.fixture(scope="module", autouse=True)
+def patient():
+    """On the busiest machine no process gives up because another one holds the lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "BUSY_TIMEOUT_S", MAX_WAIT_S)
+        yield
+
+
 class Lines(Notifier):
     """Notices as lines of a file that several processes share."""
 
@@ -72,13 +81,13 @@ def log(monitor, places):
         sources=[f"{place}.jpg" for place in places],
         times=[START + place for place in places],
     )
-    assert monitor.flush(60)
+    assert monitor.flush(MAX_WAIT_S)
 
 
 def label(monitor, labels, source="audit"):
     """Record labels, given as pairs of a place in the stream and a class."""
     monitor.record_feedback_many({format_id(1 + place): CLASSES[k] for place, k in labels}, source=source)
-    assert monitor.flush(60)
+    assert monitor.flush(MAX_WAIT_S)
 
 
 def read_store(folder):

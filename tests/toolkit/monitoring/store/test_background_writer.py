@@ -184,7 +184,8 @@ def test_a_store_that_keeps_failing_loses_the_oldest_and_counts_them(monkeypatch
     store, items = Store(), itertools.count()
     store.error = StoreError("disk full")
     writer = BackgroundWriter(store.write, capacity=4, drop=True)
-    wait_until(lambda: writer.put(next(items)) and writer.stats()["lost"] > 100)
+    while writer.stats()["lost"] <= 100:
+        writer.put(next(items))
     store.error = None
     writer.close()
     stats = writer.stats()
@@ -226,6 +227,7 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
         store.items += batch
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CLOSE_TIMEOUT_S", MAX_WAIT_S)
         patch.setattr(module, "RETRY_S", 0.001)
         patch.setattr(module, "BATCH_DELAY_S", 0.001)
         writer = BackgroundWriter(write, capacity=5)
@@ -247,6 +249,7 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
 
 
 def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", MAX_WAIT_S)
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
     store.error = StoreError("database is locked")
