@@ -263,7 +263,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=7, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(STEPS, min_size=20, max_size=30))
 def test_no_schedule_changes_the_alerts(steps):
     with TemporaryDirectory() as here, TemporaryDirectory() as there:
