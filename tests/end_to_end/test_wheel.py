@@ -14,6 +14,7 @@ import pytest
 
 from support import MAX_WAIT_S, ROOT
 from support.colours import COLOURS, colour_image
+from support.image_folders import fill_colours
 from support.servers import free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
 from toolkit.cli.commands import COMMANDS
@@ -73,11 +74,7 @@ def test_help_names_the_installed_commands(run, name):
 
 
 def test_from_a_training_to_the_report_of_what_was_served(run, installed, tmp_path):
-    folder = tmp_path / "colours"
-    for index, colour in enumerate(COLOURS):
-        (folder / colour).mkdir(parents=True)
-        for number in range(20):
-            (folder / colour / f"{number}.png").write_bytes(colour_image(colour, 100 * index + number, 16))
+    fill_colours(tmp_path / "colours", 20, size=16)
     said = run("train-cnn", "--data", "colours", "--epochs", "1", "--image-size", "16", "--register")
     assert "next: model-registry promote 1 Production\n" in said
     assert "next: serve-model\n" in run("model-registry", "promote", "1", "Production")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import train_cnn
 from support.colours import COLOURS
 from support.forked_processes import Ended
 from support.image_folders import fill_colours
@@ -18,8 +17,8 @@ from train_cnn import TrainSettings, load_images, train
         (["--learning-rate", "5"], "--learning-rate must be at most 1, got 5"),
         (["--folds", "1"], "--folds must be 0 (no cross-validation) or at least 2, got 1"),
         (
-            ["--model-type", "resnet18_backbone", "--mixup", "0.2"],
-            "--mixup and --cutmix change images, and resnet18_backbone is trained on features that were computed ",
+            ["--register", "cats/dogs"],
+            "--register must be letters, digits, spaces and any of . _ - only, got 'cats/dogs'",
         ),
         (["--data", "mnits"], "the folder mnits does not exist, and no data set has that name; there are: mnist, "),
         (["--data", "pairs"], "no class has a second image to validate on; add images or make a val/ folder"),
@@ -68,10 +67,6 @@ def test_an_unreachable_server_is_reported_before_reading_images(command_line, m
         f"train_cnn.py: error: MLflow at {uri} does not answer: connection refused; start it with: mlflow server\n",
         2,
     )
-
-
-def test_all_names_exist():
-    assert all(hasattr(train_cnn, name) for name in train_cnn.__all__)
 
 
 def test_train_raises_the_same_errors_in_python(store):

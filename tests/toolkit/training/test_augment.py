@@ -34,11 +34,6 @@ def maps(moved):
     return torch.stack(slopes, dim=2) * side, here - 0.5
 
 
-def test_strength_zero_changes_nothing():
-    batch = torch.rand(4, 3, 8, 8)
-    assert augment(batch, 0.0, flip=True, generator=seeded()) is batch
-
-
 @given(st.floats(0.01, 1), st.booleans(), st.integers(0, 1000), st.sampled_from([(1, 8, 8), (5, 16, 12), (2, 7, 9)]))
 def test_the_result_is_a_batch_of_images_again(strength, flip, seed, shape):
     count, height, width = shape

@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,8 +128,3 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         linked.addfile(link)
     assert refusal(tmp_path / "b.tar.gz").startswith("PATH lacks test_batch.bin")
-
-
-def test_other_files_of_records_can_be_described(tmp_path):
-    one = replace(CIFAR10, train=("data_batch_1.bin",))
-    assert len(read_cifar(unpacked(tmp_path / "folder", ten()), one, "small").pixels) == 4

@@ -91,21 +91,6 @@ def test_decoding_stays_at_most_a_block_ahead_and_stops_when_left():
     assert set(threading.enumerate()) <= before
 
 
-def test_a_file_that_changed_or_went_away_is_lost(tmp_path):
-    paths = [tmp_path / f"{number}.png" for number in range(4)]
-    for number, path in enumerate(paths):
-        path.write_bytes(image(number))
-    job = job_of(paths)
-    paths[1].unlink()
-    paths[2].write_bytes(image(99))
-    rows = [row for row, _ in decode_images(job, progress=False)]
-    reasons = {index: row.reason for index, row in enumerate(rows) if row.lost}
-    assert reasons == {1: "it cannot be read: No such file or directory", 2: "it changed after it was listed"}
-    rest = job.without(reasons)
-    assert rest.hashes == [job.hashes[0], job.hashes[3]]
-    assert [item.path for item in rest.catalogue.skipped] == [str(paths[1]), str(paths[2])]
-
-
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_images_need_no_special_case(count):
     assert len(list(decode_images(job_of(Sources(count)), progress=False))) == count
