@@ -110,7 +110,7 @@ def test_shares_are_even_and_each_position_is_in_one(count, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_alone_there_is_nobody_to_ask(monkeypatch):
+def test_alone_there_is_no_process_to_ask(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     values = torch.arange(6.0).view(3, 2)
     with init_distributed() as world:

@@ -114,7 +114,7 @@ def test_the_backbone_stays_as_it_was():
 # --- batches ------------------------------------------------------------------------------------
 
 
-def test_a_image_without_features_has_no_row():
+def test_an_image_without_features_has_no_row():
     assert features_of(some(7, 0, 11)).rows.tolist() == [1, -1, -1, -1, -1, -1, -1, 0, -1, -1, -1, 2]
 
 
@@ -128,7 +128,7 @@ def test_batches_of_a_part_find_their_rows():
     assert batches.eval_batch(positions).numpy() == pytest.approx(means(part)[positions], abs=1e-5)
 
 
-def test_training_draws_one_of_a_images_own_views_each_time():
+def test_training_draws_one_of_an_images_own_views_each_time():
     """600 draws from three views: 200 +- 50 of each, 4.3 standard deviations."""
     part = some(7, 0, 11, 2)
     features = features_of(part)

@@ -209,10 +209,10 @@ def test_a_state_from_a_file_goes_on_bit_for_bit(optimizer):
     whole = train_step(fresh(SimpleCNN, 0, 3, 0.3), **changes)
     for number in range(3):
         step(whole, number)
-    taken_up = restored(whole, train_step(fresh(SimpleCNN, 1, 3, 0.3), **changes))
-    assert [step(whole, number) for number in (3, 4)] == [step(taken_up, number) for number in (3, 4)]
-    assert torch.equal(weights(whole.network), weights(taken_up.network))
-    assert torch.equal(weights(whole.eval_network), weights(taken_up.eval_network))
+    resumed = restored(whole, train_step(fresh(SimpleCNN, 1, 3, 0.3), **changes))
+    assert [step(whole, number) for number in (3, 4)] == [step(resumed, number) for number in (3, 4)]
+    assert torch.equal(weights(whole.network), weights(resumed.network))
+    assert torch.equal(weights(whole.eval_network), weights(resumed.eval_network))
 
 
 # --- the average of the weights -----------------------------------------------------------------

@@ -68,8 +68,8 @@ def data_report(catalogue: Catalogue, split: Split) -> dict[str, Any]:
             {"class": name, **{part: counts[part][label] for part in PARTS}} for label, name in enumerate(classes)
         ],
         "imbalance": max(counts["development"]) / max(1, min(counts["development"])),
-        "duplicates": [_pair(item) for item in catalogue.skipped if isinstance(item, Duplicate)],
-        "near_duplicates": [_copies(catalogue, *pair) for pair in split.copies.tolist()],
+        "duplicates": [_duplicate_row(item) for item in catalogue.skipped if isinstance(item, Duplicate)],
+        "near_duplicates": [_near_duplicate_row(catalogue, *pair) for pair in split.copies.tolist()],
         "groups": _groups(split),
         "held_out_groups": split.held_out_groups,
         "unused": [catalogue.path(index) for index in split.unused.tolist()],
@@ -132,7 +132,7 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], labels: Mapping[str, st
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _pair(item: Duplicate) -> dict[str, str]:
+def _duplicate_row(item: Duplicate) -> dict[str, str]:
     (of, original_of), (part, original_part) = item.classes, item.parts
     return {
         "path": item.path, "class": of, "part": part,
@@ -140,7 +140,7 @@ def _pair(item: Duplicate) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _copies(catalogue: Catalogue, first: int, second: int) -> dict[str, str]:
+def _near_duplicate_row(catalogue: Catalogue, first: int, second: int) -> dict[str, str]:
     pair = (first, second)
     (of, other_of), (part, other_part) = (
         [catalogue.classes[catalogue.labels[index]] for index in pair],

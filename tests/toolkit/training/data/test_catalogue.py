@@ -136,7 +136,7 @@ def test_names_that_would_be_shown_alike_are_refused(tmp_path):
         open_catalogue("pets")
 
 
-def test_links_to_folders_are_followed_and_told(tmp_path):
+def test_links_to_folders_are_followed_and_reported(tmp_path):
     fill(tmp_path, 3, "pets/cat", "pets/dog", "elsewhere")
     (tmp_path / "pets" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "pets" / "dog" / "all").symlink_to("..")
@@ -336,7 +336,7 @@ def test_images_in_no_class_and_folders_without_images_are_named(pets):
     }
 
 
-def test_a_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
+def test_an_image_beside_the_folders_of_train_and_test_is_named(tmp_path):
     fill(tmp_path / "pets", 2, "train/cat", "train/dog", "test/cat", "test/dog")
     (tmp_path / "pets" / "above.png").write_bytes(noise_image(60))
     (tmp_path / "pets" / "train" / "stray.png").write_bytes(noise_image(61))
@@ -362,7 +362,7 @@ def test_of_equal_images_one_is_kept_and_the_others_are_named(tmp_path):
     )
 
 
-def test_a_image_of_the_test_folder_is_not_trained_on_as_well(tmp_path):
+def test_an_image_of_the_test_folder_is_not_trained_on_as_well(tmp_path):
     fill(tmp_path / "pets", 3, "train/cat", "train/dog", "val/cat", "val/dog", "test/cat", "test/dog")
     held_out = tmp_path / "pets" / "test" / "cat" / "0.png"
     (tmp_path / "pets" / "train" / "cat" / "leak.png").write_bytes(held_out.read_bytes())

@@ -168,14 +168,14 @@ def test_held_out_groups_count_as_one_measurement():
     assert line in report_lines(report)
 
 
-def test_classes_with_one_image_to_train_on_are_told():
+def test_classes_with_one_image_to_train_on_are_reported():
     assert "2 classes have one image to train on and none to validate on, such as ape" in lines(
         {"ape": (1, 0, 1), "bee": (1, 0, 1), "cow": (3, 0, 1)}
     )
     assert "class bee has one image to train on" in lines({"ape": (2, 0, 1), "bee": (1, 1, 1)})
 
 
-def test_copies_and_groups_are_told():
+def test_copies_and_groups_are_reported():
     catalogue, divided = catalogue_of({"ape": (4, 0, 100), "bee": (4, 0, 100)})
     groups = np.arange(len(catalogue))
     groups[[0, 1, 104]] = 0

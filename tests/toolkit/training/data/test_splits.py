@@ -32,7 +32,7 @@ HASHES = st.lists(
 
 
 @given(HASHES, st.floats(0.1, 0.5), st.randoms())
-def test_a_image_is_held_out_by_its_content_whatever_else_there_is(hashes, share, random):
+def test_an_image_is_held_out_by_its_content_whatever_else_there_is(hashes, share, random):
     """The place of each image is the same in the whole folder, in a part of it, and in any order.
 
     But the two largest hashes are never held out, and when nothing is below the share, the smallest is.
