@@ -449,19 +449,17 @@ def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
 
 def parts_of(times, delays, sizes):
     """Rows cut into parts of these sizes, with a label for each that has a delay, and all of them as one list."""
-    rows = Predictions(
-        ("a",), np.array(times), np.zeros(len(times), int), np.ones(len(times)), np.zeros(len(times), int)
-    )
+    n = len(times)
+    none, place = np.zeros(n, int), np.arange(n)
+    rows = Predictions(("a",), np.array(times), none, np.ones(n), none, sequence=place)
+    due = np.array(times) + np.array(delays)
+    all_labels = LabelRows.from_columns(none, none, place, place, *[none] * 3, due, *[none] * 4)
     first, parts = 0, []
-    for size in [*sizes, len(times)]:
-        last = min(first + size, len(times))
-        part = rows.slice(first, last)
-        number, due = np.arange(first, last), np.array(times[first:last]) + np.array(delays[first:last])
-        part = Predictions(("a",), part.time, part.predicted, part.confidence, part.labels, sequence=number)
-        columns = {name: np.zeros(last - first, dtype.dtype) for name, dtype in vars(LabelRows.empty()).items()}
-        labels = LabelRows(**columns | {"sequence": number, "labels": number, "time": due})
-        parts.append((part, labels.take(~np.isnan(due))))
-        first = last
+    for size in [*sizes, n]:
+        part = slice(first, min(first + size, n))
+        labels = all_labels.take(part)
+        parts.append((rows.slice(part.start, part.stop), labels.take(~np.isnan(labels.time))))
+        first = part.stop
     return parts
 
 
