@@ -74,9 +74,7 @@ def test_ignored_metrics_raise_no_alert_and_are_reported(baseline, monkeypatch):
     monkeypatch.setenv("MONITORING_IGNORE", "prediction_distribution, confidence_distribution/medium")
     with ModelMonitor("m.db", baseline, model_version="1", config=MonitorConfig(clock=Clock())) as monitor:
         feed(monitor, 1000, np.random.default_rng(4), labelled=False, prior=[0.9, 0.05, 0.05])
-        assert {result.metric for result in monitor.detect_drift().results if result.drifted} >= {
-            "prediction_distribution"
-        }
+        assert "prediction_distribution" in {each.metric for each in monitor.detect_drift().results if each.drifted}
         assert "prediction_distribution" not in {alert.metric for alert in monitor.alerts()}
 
 

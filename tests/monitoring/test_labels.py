@@ -38,25 +38,20 @@ def test_labels_that_are_no_names_are_one_line(monitor):
         monitor.record_feedback_many([(name, "cat")])
 
 
-def hardest(probabilities, truth):
-    return probabilities.max(axis=1) < 0.6
+CHOICES = {
+    "hardest": lambda probabilities, truth: probabilities.max(axis=1) < 0.6,
+    "one class": lambda probabilities, truth: truth == 2,
+    "easiest": lambda probabilities, truth: probabilities.max(axis=1) > 0.97,
+}
 
 
-def one_class(probabilities, truth):
-    return truth == 2
-
-
-def easiest(probabilities, truth):
-    return probabilities.max(axis=1) > 0.97
-
-
-@pytest.mark.parametrize("chosen", [hardest, one_class, easiest])
+@pytest.mark.parametrize("chosen", CHOICES)
 def test_biased_labels_raise_no_false_alarm(chosen):
     """The last class is the hardest: "dog" is right half of the time, the others nine times out of ten."""
     acted, shown = [], []
     with uneven_monitor(config=MonitorConfig(on_immediate=acted.append)) as monitor:
         for rows, truth, ids in logged(monitor, 3000, np.random.default_rng(1)):
-            which = np.flatnonzero(chosen(rows, truth))
+            which = np.flatnonzero(CHOICES[chosen](rows, truth))
             monitor.record_feedback_many({ids[i]: CLASSES[truth[i]] for i in which})
             monitor.check_alerts()
             shown.append(monitor.calculate_metrics("short"))
@@ -97,7 +92,7 @@ def test_a_drawn_sample_with_earlier_labels_is_fair():
     with uneven_monitor() as monitor:
         for rows, truth, ids in logged(monitor, 1000, np.random.default_rng(4)):
             names |= dict(zip(ids, (CLASSES[k] for k in truth), strict=True))
-            which = np.flatnonzero(hardest(rows, truth))
+            which = np.flatnonzero(CHOICES["hardest"](rows, truth))
             monitor.record_feedback_many({ids[i]: names[ids[i]] for i in which}, source="ada")
         assert monitor.calculate_metrics("short")["labels_used"]["fair"] is False
         monitor.record_feedback_many({name: names[name] for name in monitor.labels_wanted(200)})
