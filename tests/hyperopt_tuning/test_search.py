@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from hyperopt_tuning import TuneSettings, print_status
 from model_registry import ModelRegistry
+from support import MAX_WAIT_S, wait_until
 from support.colours import COLOURS
 from support.forked_processes import forks
 from support.tuning_studies import SEARCH
@@ -155,15 +155,16 @@ def require_same(place, experiment):
 
 
 def test_kills_and_ctrl_c_do_not_change_the_result(place, whole, forked):
-    words = ("--preset", "quick", *SEARCH)
-    for moment in (0.2, 0.5):
+    """Killed within the first trial, which has a checkpoint then, and between two trials."""
+    words, checkpoint = ("--preset", "quick", *SEARCH), place.folder / "killed" / "colours-1" / "trial-1.resume.pt"
+    moments = (lambda out: checkpoint.exists() or "trial   1/8" in out, lambda out: "trial   3/8" in out)
+    for has_come in moments:
         script = place.start(forked, *words, experiment="killed")
-        script.wait_for(r"study colours-1: ")
-        time.sleep(moment * whole.seconds)
+        wait_until(lambda: has_come(script.out))  # noqa: B023  called at once
         workers = psutil.Process(script.pid).children(recursive=True)
         script.process.kill()
         script.process.join()
-        _, alive = psutil.wait_procs(workers, 30)
+        _, alive = psutil.wait_procs(workers, MAX_WAIT_S)
         assert not alive
         words = ("--resume",)
     script = place.start(forked, *words, experiment="killed")
