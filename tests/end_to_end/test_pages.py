@@ -47,7 +47,7 @@ class Site:
         self._process = None
 
     def start(self):
-        words = ["serve_model.py", "--port", str(self.port), "--poll-interval", "0.2", "--drain-timeout", "0"]
+        words = ["serve_model.py", "--port", str(self.port), "--poll-interval", "1", "--drain-timeout", "0"]
         words += ["--tracking-uri", self.registry, "--monitor-store", str(self.folder / "monitoring.db")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -15,7 +15,7 @@ import pytest
 from support import MAX_WAIT_S, ROOT
 from support.colours import COLOURS, colour_image
 from support.image_folders import fill_colours
-from support.servers import free_port, wait_until_answers
+from support.servers import empty_store, free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
 from toolkit.cli.commands import COMMANDS
 
@@ -75,6 +75,7 @@ def test_help_names_the_installed_commands(run, name):
 
 def test_from_a_training_to_the_report_of_what_was_served(run, installed, tmp_path):
     fill_colours(tmp_path / "colours", 20, size=16)
+    (tmp_path / "mlflow.db").write_bytes(empty_store())
     said = run("train-cnn", "--data", "colours", "--epochs", "1", "--image-size", "16", "--register")
     assert "next: model-registry promote 1 Production\n" in said
     assert "next: serve-model\n" in run("model-registry", "promote", "1", "Production")
