@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from monitoring import ModelMonitor, new_prediction_id
-from support import wait_until
+from support import MAX_WAIT_S, wait_until
 from support.colours import COLOURS, colour_image
 from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
 from toolkit.images.decoding import ImageLimits, load_image
@@ -176,7 +176,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
     fine = dict.fromkeys(("engine", "registry", "store", "alerts"), "ok")
     assert health() == ("ok", fine, None)
     predict(service, colour_image("red"))
-    assert monitor.flush(10)
+    assert monitor.flush(MAX_WAIT_S)
     monitor.report("drift", "CONFIDENCE changed")
     found = "warning", fine | {"alerts": "warning"}, "warning (confirmed): CONFIDENCE changed"
     wait_until(lambda: health() == found)
@@ -187,7 +187,7 @@ def test_health_is_the_worst_of_its_components(open_service, monkeypatch):
 def test_health_shows_what_the_window_confirms_without_an_alert(open_service, monitor):
     service = open_service(monitor)
     ids = [predict(service, colour_image(COLOURS[n % 3], n)).prediction_id for n in range(60)]
-    assert monitor.flush(10)
+    assert monitor.flush(MAX_WAIT_S)
     labels = dict.fromkeys(ids, "red")  # two thirds of the answers were wrong
     monitor._store.labels.insert({parse_prediction_id(name): label for name, label in labels.items()}, "audit", 1.7e9)
     assert monitor.active_alerts() == []
@@ -200,7 +200,7 @@ def test_health_is_degraded_while_the_store_cannot_be_written(open_service):
     monitor = ModelMonitor("health.db")
     service = open_service(monitor)
     predict(service, colour_image("red"))
-    assert monitor.flush(10)
+    assert monitor.flush(MAX_WAIT_S)
     for path in Path().glob("health.db*"):
         path.write_bytes(b"no database any more" * 500)
     predict(service, colour_image("red"))
@@ -248,7 +248,7 @@ def test_a_change_of_model_under_load_loses_no_answer(service, source, monitor):
         assert answer.confidence == pytest.approx(confidences[answer.model.version], abs=1e-6)
     service.model_manager.poll()
     assert service.metrics.summary()["monitor_errors"] == 0
-    assert monitor.flush(30)
+    assert monitor.flush(MAX_WAIT_S)
     assert monitor.writer_stats()["written"] == len(answers)
 
 

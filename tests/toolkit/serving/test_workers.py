@@ -170,8 +170,9 @@ def test_workers_that_never_come_to_serve_are_given_up(tmp_path):
         "so the service ends",
         last,
     )
-    pauses = [re.findall(r"worker (\d) .* restarted in (\d) s", line)[0] for line in before]
-    assert set(pauses) - {("1", "4"), ("2", "4")} == {("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")}
+    pauses = [re.findall(r"worker (\d) .* restarted in (\d+) s", line)[0] for line in before]
+    longer = {pause for pause in pauses if int(pause[1]) >= 4}  # of one that was ahead of the other
+    assert set(pauses) - longer == {("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")}
     assert list(service.temporary.iterdir()) == []
 
 

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from support import MAX_WAIT_S
 from toolkit.errors import SettingsError
+from toolkit.system import file_locks
 from toolkit.system.file_locks import acquire, hold, is_free, try_lock, wait_for
 
 WHAT = "run 4 is being trained"
@@ -25,7 +27,7 @@ def process_with(lock):
 
     process = context.Process(target=work)
     process.start()
-    assert taken.wait(60)
+    assert taken.wait(MAX_WAIT_S)
     return process
 
 
@@ -65,17 +67,23 @@ def test_hold_continues_where_no_file_can_be_written(tmp_path):
         assert is_free(tmp_path / "file" / "run.lock")
 
 
-def test_wait_for_gets_the_lock_of_a_killed_process(tmp_path, capsys):
-    path = tmp_path / "build.lock"
+def test_wait_for_gets_the_lock_of_a_killed_process(tmp_path, monkeypatch):
+    path, said = tmp_path / "build.lock", []
     with wait_for(path, "waiting"):
         assert path.exists()
     assert not path.exists()
     owner = process_with(wait_for(path, "waiting"))
-    threading.Timer(1.5, owner.kill).start()
+
+    def kill_owner(line):
+        said.append(line)
+        owner.kill()
+
+    monkeypatch.setattr(file_locks, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(file_locks, "echo", kill_owner)
     with wait_for(path, "another process builds; waiting for it"):
-        owner.join(60)
+        owner.join(MAX_WAIT_S)
         assert owner.exitcode == -signal.SIGKILL
-    assert capsys.readouterr().out == "another process builds; waiting for it\n"
+    assert said == ["another process builds; waiting for it"]
     assert is_free(path)
 
 
@@ -85,7 +93,7 @@ def test_try_lock_gets_the_lock_of_a_killed_process(tmp_path):
     with try_lock(path, 0.1) as held:
         assert not held
     owner.kill()
-    with try_lock(path, 60) as held:
+    with try_lock(path, MAX_WAIT_S) as held:
         assert held
     owner.join()
 
@@ -94,7 +102,7 @@ def test_threads_wait_for_each_other(tmp_path):
     inside, most = [], []
 
     def work():
-        with try_lock(tmp_path / "lock", 60) as held:
+        with try_lock(tmp_path / "lock", MAX_WAIT_S) as held:
             inside.append(held)
             most.append(inside.copy())
             inside.pop()
@@ -109,11 +117,11 @@ def test_threads_wait_for_each_other(tmp_path):
 
 def test_without_a_lock_the_work_goes_on(tmp_path):
     (tmp_path / "file").touch()
-    with try_lock(tmp_path / "file" / "lock", 60) as held:
+    with try_lock(tmp_path / "file" / "lock", MAX_WAIT_S) as held:
         assert not held
     stop = threading.Event()
     stop.set()
-    with try_lock(tmp_path / "lock", 60), try_lock(tmp_path / "lock", 60, stop) as held:
+    with try_lock(tmp_path / "lock", MAX_WAIT_S), try_lock(tmp_path / "lock", MAX_WAIT_S, stop) as held:
         assert not held
-    with pytest.raises(OSError, match=r"^mine$"), try_lock(tmp_path / "lock", 60):
+    with pytest.raises(OSError, match=r"^mine$"), try_lock(tmp_path / "lock", MAX_WAIT_S):
         raise OSError("mine")
