@@ -2,22 +2,20 @@
 
 import contextlib
 import json
-import os
 import random
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
 
 import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from model_registry import ModelRegistry
-from support import MAX_WAIT_S, ROOT, wait_until
+from support import MAX_WAIT_S, wait_until
 from support.colours import COLOURS, colour_image
-from support.servers import NO_TLS, empty_store, free_port, wait_until_answers
+from support.running_service import Process
+from support.servers import NO_TLS, empty_store, free_port
 from toolkit.tracking import connection
 from toolkit.tracking.run import Run
 
@@ -42,28 +40,24 @@ class Site:
         self.client = httpx.Client(base_url=self.url, timeout=MAX_WAIT_S, verify=NO_TLS)
         (folder / "registry.db").write_bytes(empty_store())
         self.registry = f"sqlite:///{folder / 'registry.db'}"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SERVE_", "MONITORING_"))}
-        self._variables = {**kept, **variables}
-        self._process = None
+        self._variables, self._process = variables, None
 
     def start(self):
-        words = ["serve_model.py", "--port", str(self.port), "--poll-interval", "1", "--drain-timeout", "0"]
+        words = ["--port", str(self.port), "--poll-interval", "1", "--drain-timeout", "0"]
         words += ["--tracking-uri", self.registry, "--monitor-store", str(self.folder / "monitoring.db")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / words[0]), *words[1:]],
-                cwd=self.folder,
-                env=self._variables,
-                stdout=log,
-                stderr=log,
-            )
-        wait_until_answers(f"{self.url}/livez", self._process)
+        self._process = Process(self.folder, *words, **self._variables)
 
     def stop(self):
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(MAX_WAIT_S)
-            self._process = None
+        assert self._process.end() == 0
+
+    @contextlib.contextmanager
+    def running(self):
+        with self.client:
+            self.start()
+            try:
+                yield self
+            finally:
+                self.stop()
 
     def promote(self, log_colour_run, classes):
         """Register the colour model under these class names, and put it into Production."""
@@ -106,8 +100,7 @@ def site(tmp_path_factory, log_colour_run):
     """A service with a model, 50 right answers and 100 wrong ones, and the alert that follows."""
     site = Site(tmp_path_factory.mktemp("site"))
     site.promote(log_colour_run, CLASSES)
-    site.start()
-    try:
+    with site.running():
         site.wait_for("health", lambda health: health["ready"])
         cases = [("blue", "blue")] * 50 + [("green", MARKUP)] * 100
         random.Random(1).shuffle(cases)  # in order they would count as bursts of one image
@@ -115,19 +108,14 @@ def site(tmp_path_factory, log_colour_run):
         site.wait_for("alerts", lambda alerts: any(alert["metric"] == "accuracy" for alert in alerts))
         site.wait_for("metrics", lambda metrics: metrics["monitor"]["windows"]["short"]["n_labels"] == 150)
         yield site
-    finally:
-        site.stop()
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """A service with keys, and without any model until the last of its tests."""
     site = Site(tmp_path_factory.mktemp("guarded"), SERVE_PREDICT_KEY=KEY, SERVE_ADMIN_KEY="another")
-    site.start()
-    try:
+    with site.running():
         yield site
-    finally:
-        site.stop()
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,6 @@ class Process:
                 text=True,
                 env={**os.environ, **variables},
             )
-        assert self.popen.stdout is not None
         greeting = self.popen.stdout.readline()
         found = re.search(r"http://\S+", greeting)
         assert found, greeting + self.errors.read_text()
@@ -183,7 +182,9 @@ class Process:
 
     def end(self):
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(MAX_WAIT_S)
+        status = self.popen.wait(MAX_WAIT_S)
+        self.popen.stdout.close()
+        return status
 
 
 @contextmanager
