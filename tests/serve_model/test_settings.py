@@ -6,8 +6,11 @@ import threading
 
 import pytest
 
+import serve_model
 from serve_model import ServeSettings, create_app, main
 from toolkit.errors import ToolkitError
+from toolkit.serving.http.body_stream import Timeouts
+from toolkit.serving.http.server import Server
 from toolkit.serving.workers import VARIABLE
 from toolkit.system.metrics import usable_cores
 
@@ -41,6 +44,19 @@ def test_a_port_in_use_is_an_error(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["serve_model.py", "--port", str(port)])
         with pytest.raises(ToolkitError, match=rf"^cannot listen on 127\.0\.0\.1 port {port}: .*in use"):
             main()
+
+
+def test_limits_of_clients_reach_the_server_and_the_bodies(monkeypatch):
+    servers = []
+    monkeypatch.setattr(Server, "run", lambda server, sockets: servers.append(server))
+    monkeypatch.setattr(sys, "setswitchinterval", id)
+    settings = ServeSettings(header_timeout=7, body_timeout=8, read_timeout=9, max_connections=5)
+    with socket.socket() as listener:
+        serve_model._serve(settings, listener)
+    [server] = servers
+    [middleware] = server.config.app.user_middleware
+    assert server.timeouts == middleware.kwargs["rules"].timeouts == Timeouts(header=7, body=8, read=9)
+    assert server.max_connections == 5
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from toolkit.registry.bundles import download, download_cached
 from toolkit.tracking.connection import MlflowClient, connect
 
 NUMBERS = itertools.count()
+CACHE = Path("kept", "bundles")
 
 
 def log_bundle(client, log, **more):
@@ -64,7 +65,7 @@ def pass_on(handler, content, status=200, length=None):
 
 def fetch(client, location, digest):
     """A bundle by way of the cache."""
-    with download_cached(client, location, digest, Path("cache")) as folder:
+    with download_cached(client, location, digest, CACHE) as folder:
         return folder
 
 
@@ -78,7 +79,7 @@ def test_a_downloaded_copy_is_intact_and_removed_afterwards(logged):
 def test_the_cache_replaces_the_store_and_detects_alterations(logged):
     client, location, digest = logged
     folder = fetch(client, location, digest)
-    assert folder == Path("cache", digest)
+    assert folder == CACHE / digest
     assert digest_of(folder) == digest
     (folder / PROGRAM).write_bytes(b"altered")
     assert digest_of(fetch(client, location, digest)) == digest
@@ -91,7 +92,7 @@ def test_a_bundle_with_another_digest_is_not_cached(logged):
     client, location, _ = logged
     with pytest.raises(BundleError, match="altered"):
         fetch(client, location, "0" * 64)
-    assert list(Path("cache").iterdir()) == []
+    assert list(CACHE.iterdir()) == []
 
 
 def test_a_missing_bundle_differs_from_an_unreachable_store(logged):
@@ -133,7 +134,7 @@ def test_a_failing_download_is_a_tracking_error(kept, spoil, reason, monkeypatch
         with pytest.raises(TrackingError) as caught:
             fetch(MlflowClient(url), location, digest)
         assert str(caught.value) == f"cannot fetch the bundle from {location}: {reason}"
-    assert list(Path("cache").iterdir()) == []
+    assert list(CACHE.iterdir()) == []
 
 
 def test_half_a_file_is_detected(kept):
@@ -143,5 +144,5 @@ def test_half_a_file_is_detected(kept):
             verify_bundle(folder, digest)
         with pytest.raises(BundleError, match="altered"):
             fetch(MlflowClient(url), location, digest)
-    assert list(Path("cache").iterdir()) == []
+    assert list(CACHE.iterdir()) == []
     assert verify_bundle(fetch(client, location, digest), digest)
