@@ -131,6 +131,7 @@ def test_the_command_line_on_an_empty_folder(tmp_path, run):
         (("alerts", "--store", "broken.db"), "the store broken.db cannot be opened: file is not a database"),
         (("report", "--store", "no/m.db"), "the store cannot be at no/m.db: the folder no does not exist"),
         (("report", "--plot", "no/a.png"), "--plot no/a.png cannot be written: "),
+        (("alerts", "--since", "soon"), "--since must be a time such as 2026-11-24T08:00Z, got soon"),
         (("report", "--bogus"), "unknown argument --bogus"),
     ],
 )

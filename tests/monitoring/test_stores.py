@@ -5,11 +5,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from monitoring import ModelMonitor, MonitorConfig, MonitorSettings
+from monitoring import ModelMonitor, MonitorConfig, MonitorSettings, Plot
 from support import MAX_WAIT_S
 from support.monitored_streams import Clock, feed, make_baseline
 from toolkit.errors import SettingsError, StoreError
@@ -24,7 +25,17 @@ def test_an_empty_store_gives_empty_answers(tmp_path):
         for metric in ("accuracy", "confidence", "predictions"):
             assert "No predictions" in monitor.plot_metrics(metric).texts[0].get_text()
         monitor.plot_metrics("drift")
+        with pytest.raises(SettingsError, match=r"^there is no window 'tiny'; the windows are short, medium, long$"):
+            monitor.calculate_metrics("tiny")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plots_of_a_version_without_predictions_say_so(monitor, baseline):
+    monitor.log_prediction([1, 0, 0])
+    monitor.serve("2", baseline)
+    monitor.flush(MAX_WAIT_S)
+    for metric in {*get_args(Plot)} - {"drift"}:
+        assert monitor.plot_metrics(metric).texts[0].get_text() == "No predictions have been logged yet."
 
 
 def test_the_store_comes_from_the_environment_when_not_given(monkeypatch, baseline):

@@ -44,6 +44,7 @@ def test_the_result_is_a_batch_of_images_again(strength, flip, seed, shape):
     assert changed.dtype is torch.float32
     assert 0 <= changed.min() <= changed.max() <= 1
     assert not torch.equal(changed, before)
+    assert torch.equal(augment(batch, 0.0, flip=True, generator=seeded(seed)), before)
     assert torch.equal(batch, before)
 
 

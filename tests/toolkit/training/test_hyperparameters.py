@@ -45,6 +45,12 @@ def test_a_misspelt_hyperparameter_is_refused_and_none_can_be_changed():
         Hyperparameters().epochs = 3
 
 
+def test_what_is_optional_is_off_until_it_is_asked_for():
+    hparams = Hyperparameters()
+    assert (hparams.class_weights, hparams.progressive_resize) == ("none", 1.0)
+    assert hparams.label_smoothing == hparams.mixup == hparams.cutmix == hparams.ema_decay == 0
+
+
 @pytest.mark.parametrize("switch", ["mixup", "cutmix"])
 def test_features_that_were_computed_before_cannot_be_mixed(switch):
     message = (

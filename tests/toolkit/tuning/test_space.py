@@ -65,6 +65,19 @@ def points(documents):
 # --- what is searched ---------------------------------------------------------------------------
 
 
+def test_the_full_space_and_the_quick_one():
+    assert {name: str(dimension) for name, dimension in FULL.items()} == {
+        "learning_rate": "1e-05 to 0.001, logarithmic", "batch_size": "one of 16, 32, 64, 128",
+        "epochs": "10 to 50, whole", "image_size": "one of 128, 224, 256",
+        "model_type": "one of simple_cnn, resnet18, resnet18_backbone", "optimizer": "one of adam, sgd",
+        "weight_decay": "one of 0.0, 0.0001, 0.001", "momentum": "0.9 to 0.99", "dropout": "0.1 to 0.5",
+        "augmentation": "0.1 to 0.5", "patience": "3 to 10, whole", "min_delta": "0.0001 to 0.001",
+    }  # fmt: skip
+    smaller = {"model_type": "one of simple_cnn", "image_size": "one of 32", "epochs": "3 to 6, whole"}
+    assert QUICK.keys() == FULL.keys()
+    assert {name: str(QUICK[name]) for name in smaller} == smaller
+
+
 @pytest.mark.parametrize("name", FULL)
 def test_a_dimension_is_sampled_from_end_to_end(name, points):
     """Every option and every whole number; of other intervals the outer fiftieth at either end."""

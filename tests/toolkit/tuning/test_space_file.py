@@ -105,7 +105,7 @@ NETWORKS = "simple_cnn, resnet18, resnet18_backbone"
         # lists and single values
         ("batch_size: []", "batch_size: must have 1 to 100 options, got 0"),
         (f"patience: {list(range(1, 102))}", "patience: must have 1 to 100 options, got 101"),
-        ("batch_size: [16, 32, 16]", "batch_size: 16 is listed twice"),
+        ("weight_decay: [0, 1e-4, 0.0001]", "weight_decay: 0.0001 is listed twice"),
         ("batch_size: [16, [32]]", "batch_size: must be a whole number, got a list"),
         ("batch_size: [16, {low: 1}]", "batch_size: must be a whole number, got a mapping"),
         ("batch_size: &a [*a]", "line 1: found unconstructable recursive node"),

@@ -201,7 +201,7 @@ class FileSource:
             seconds = pd.to_numeric(texts, errors="coerce").astype(np.float64)
             times = texts[seconds.isna() & texts.str.match(r"\d")]  # pandas also reads "now"
         moments = pd.to_datetime(times, utc=True, format="ISO8601", errors="coerce").dt.as_unit("us")
-        seconds = seconds.fillna((moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "us") / 1e6)
+        seconds = seconds.fillna((moments - pd.Timestamp(0, tz="UTC").as_unit("us")) / pd.Timedelta(1, "us") / 1e6)
         if texts is not None:
             self._reject(texts[seconds.isna() & (texts != "")], name, "be a time such as 2026-11-24T08:00Z")
         late = seconds[seconds.notna() & ~seconds.between(0, END_OF_TIME, inclusive="left")]

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from support import MAX_WAIT_S
 from toolkit.monitoring.alerting.notifiers import LogNotifier, Notification, Notifier, Notifiers
 
 NOTIFICATION = Notification(
@@ -130,3 +132,14 @@ def test_a_reaction_that_fails_is_logged_and_not_repeated(caplog):
     notifiers.close()
     assert [record.getMessage() for record in caplog.records] == ["the reaction to the alert 3/accuracy/short failed"]
     assert "the registry is away" in caplog.text
+
+
+def test_a_slow_reaction_delays_no_notification():
+    go_on, kept = threading.Event(), Kept()
+    notifiers = Notifiers({"kept": kept}, lambda notification: go_on.wait(MAX_WAIT_S) and kept.send(notification))
+    for sent in (WORST, replace(WORST, event="cleared")):
+        notifiers.send(sent)
+    assert [one.event for one in kept.notifications] == ["raised", "cleared"]
+    go_on.set()
+    notifiers.close()
+    assert kept.notifications[2:] == [WORST]

@@ -178,6 +178,14 @@ def test_a_class_that_disappears_is_found_and_named():
     assert (alarm.change, alarm.label) == ("rarer", 0)
 
 
+def test_a_class_of_a_thousand_is_found_and_named():
+    rng = np.random.default_rng(7)
+    detector = ClassDetector(np.full(1000, 10), run_length=1e5)
+    assert detector.update(rng.integers(1000, size=2000)) == []
+    alarm = detector.update(np.where(rng.random(300) < 0.3, 17, rng.integers(1000, size=300)))[0]
+    assert (alarm.change, alarm.label) == ("more frequent", 17)
+
+
 def test_the_begin_of_a_change_is_estimated():
     rng = np.random.default_rng(6)
     misses = []

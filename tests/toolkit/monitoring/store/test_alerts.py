@@ -72,3 +72,7 @@ def test_an_alert_as_json_has_all_that_is_in_the_store(store):
     (alert,) = store.alerts.find()
     stored = {"id": 1, "notified_at": 1.5, "sources": ["1.jpg", "2.jpg"], "model_version": "1"}
     assert alert.to_dict() == vars(ALERT) | stored
+    assert alert.to_dict().keys() == {
+        "id", "time", "metric", "window", "level", "status", "value", "message", "details", "cleared_at", "notified_at",
+        "acknowledged_at", "acknowledged_by", "sources", "model_version",
+    }  # fmt: skip

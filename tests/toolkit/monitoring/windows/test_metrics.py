@@ -92,6 +92,15 @@ def test_degradation_without_labels_or_reference_is_unknown(n, baseline):
     assert metrics.status == "insufficient_data"
 
 
+QUALITY = {"accuracy", "precision_weighted", "recall_weighted", "f1_weighted", "calibration_error"}
+DROP = {"reference_accuracy", "reference_n", "degradation", "degradation_lower_bound", "level", "status"}
+LABELS_USED = {"kind", "fair", "n", "n_drawn", "effective_n", "unweighted_accuracy", "may_confirm", "note"}
+NAMES = QUALITY | {f"{name}_interval" for name in QUALITY} | DROP | {
+    "model_version", "window", "n", "since", "until", "n_labels", "evidence", "mean_confidence", "confidence_std",
+    "class_shares", "non_finite", "latency_ms", "predictions_per_second",
+}  # fmt: skip
+
+
 def test_metrics_are_numpys():
     rng = np.random.default_rng(1)
     window, baseline = window_of(2000, rng, labelled=0.5, broken=0.1), baseline_of(800, rng)
@@ -110,4 +119,7 @@ def test_metrics_are_numpys():
     assert metrics.estimate.accuracy == pytest.approx(estimate.accuracy)
     assert metrics.reference_accuracy == pytest.approx(baseline.accuracy)
     written = metrics.to_dict()
+    assert written.keys() == NAMES | {"labels_used", "estimate"}
+    assert written["estimate"].keys() == DROP | {"accuracy", "accuracy_interval", "method", "n", "note"}
+    assert written["labels_used"].keys() == LABELS_USED
     assert json.loads(json.dumps(written, allow_nan=False)) == written

@@ -175,6 +175,14 @@ def test_what_is_missing_is_fetched_once(tmp_path, server, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"downloading {address}kmnist/t10k-labels-idx1-ubyte.gz"
 
 
+def test_an_archive_is_fetched_and_kept_as_it_is(tmp_path, server):
+    address, folder = server
+    md5 = cifar_archive(folder / "cifar-10-binary.tar.gz", folder)
+    published = small("cifar10", {"cifar-10-binary.tar.gz": md5}, address)
+    assert len(load_downloaded("cifar10", published, tmp_path / "data").pixels) == 6
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-binary.tar.gz"]
+
+
 def test_a_failed_download_says_where_to_put_the_files(tmp_path):
     address, fallback = unused_address(), unused_address()
     with pytest.raises(DataError) as caught:
