@@ -90,6 +90,8 @@ def test_one_version_or_a_time_is_chosen(filled, tmp_path):
     for store in (filled, PredictionStore(str(tmp_path / "empty.db"))):
         assert export(store, path, ModelVersion("3", ("cat", "dog"))) == 0
         assert (parquet.read_table(path).num_rows, parquet.read_table(path).column_names) == (0, COLUMNS)
+    assert export(filled, tmp_path / "out.csv", ModelVersion("3", ("cat", "dog"))) == 0
+    assert (tmp_path / "out.csv").read_text().replace('"', "").split() == [",".join(COLUMNS)]
 
 
 @pytest.mark.parametrize("error", [StoreError("the disk is gone"), KeyboardInterrupt()])
