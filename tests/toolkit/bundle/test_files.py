@@ -175,7 +175,6 @@ def test_an_mlmodel_that_makes_no_sense_is_refused(copy, text):
         ({"classes": ["a", "b", "a"]}, "the card is wrong at classes: 'a' is there 2 times"),
         ({"image_size": 10**9}, "the card is wrong at image_size: Input should be less than or equal"),
         ({"image_size": 16.5}, "the card is wrong at image_size: Input should be a valid integer"),
-        ({"network": None}, "the card is wrong at network: Input should be a valid string"),
         ({"mood": "good"}, "the card is wrong at mood: Extra inputs are not permitted"),
         ({"metrics": {"f1": {"value": 1, "images": -1}}}, "the card is wrong at metrics.f1.images"),
         ({"metrics": {"f1": {"value": 1.01, "images": 1}}}, "the card is wrong at metrics.f1.value"),
@@ -189,6 +188,11 @@ def test_an_mlmodel_that_makes_no_sense_is_refused(copy, text):
 def test_a_card_that_does_not_fit_is_refused(copy, changes, message):
     change_card(copy, lambda card: card.update(changes))
     assert refusal(copy).startswith(message)
+
+
+def test_a_card_without_one_of_its_fields_is_refused(copy):
+    change_card(copy, lambda card: card.pop("network"))
+    assert refusal(copy).startswith("the card is wrong at network: Field required")
 
 
 def test_the_accuracy_of_another_sample_may_be_another(copy):
