@@ -485,7 +485,7 @@ def test_a_truncated_image_is_broken(format):  # noqa: A002
 
 
 # Headers without a pixel.
-BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 8_000, 5_000, 1, 24, 0, 0, 0, 0, 0, 0)
+BMP = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54, 0, 54, 40, 8_000, 7_000, 1, 24, 0, 0, 0, 0, 0, 0)
 GIF = struct.pack("<6sHHBBBBHHHHBB", b"GIF89a", 60_000, 60_000, 0, 0, 0, ord(","), 0, 0, 60_000, 60_000, 0, 8)
 
 
@@ -497,7 +497,7 @@ def test_limits_are_held_before_decoding():
         load_image(data, 8, ImageLimits(max_bytes=10))
     for header in (BMP, GIF):
         with pytest.raises(ImageTooLarge, match="allowed"):
-            load_image(header, 8, ImageLimits(max_pixels=100_000))
+            load_image(header, 8)
 
 
 @settings(max_examples=150, deadline=None)
