@@ -198,7 +198,7 @@ def test_a_long_path_is_cut(app, ask, log):
 @pytest.mark.parametrize("path", ["/predict", "/%70redict", "/predict?x=1", "/models/pets/infer",
                                   "/models/%2e%2e/infer"])  # fmt: skip
 def test_every_method_and_spelling_of_a_path_needs_its_key(make_app, ask, method, path):
-    found = ask(make_app(keys=KEYS), method, path)
+    found = ask(make_app(keys=KEYS), method, path, content=bytes(LIMIT + 1))  # before the body matters
     assert (found.status_code, found.json()["request_id"]) == (401, found.headers["X-Request-ID"])
     assert found.headers["WWW-Authenticate"].startswith("Bearer ")
 
