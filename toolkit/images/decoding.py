@@ -165,11 +165,12 @@ def _load(data: bytes, size: int, limits: ImageLimits) -> DecodedImage:
         remarks = _remarks(image, layout, (width, height))
         turn, swaps = _turn(image, data)
         opaque = _opaque(image, layout, data)
-        whole = _to_rgb(image, layout)
+        if turn is None:
+            whole = _to_rgb(image, layout)
+        else:  # before the conversion: of a TIFF, Pillow gives the size that it has after this
+            whole, opaque = _to_rgb(image.transpose(turn), layout), opaque and opaque.transpose(turn)
         if opaque is not None:
             whole = Image.composite(whole, Image.new("RGB", whole.size, "white"), opaque)
-        if turn is not None:
-            whole = whole.transpose(turn)
     except Exception as error:  # noqa: BLE001  Pillow's plugins raise over a dozen kinds on broken files
         raise UndecodableImage(f"the image is broken: {error or type(error).__name__}") from None
     if swaps:

@@ -320,6 +320,15 @@ def test_exif_orientation_is_applied(orientation, format):  # noqa: A002
     np.testing.assert_allclose(image.pixels, load_image(encode(upright), 16).pixels, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_orientation_of_a_tiff_in_many_greys_is_applied(kind):
+    upright, exif = 200 * np.arange(8 * 16).reshape(8, 16).astype(kind), Image.Exif()
+    exif[0x0112] = 6
+    turned = load_image(saved(Image.fromarray(np.rot90(upright).copy()), "TIFF", exif=exif), 8)
+    assert (turned.width, turned.height) == (16, 8)
+    assert np.array_equal(turned.pixels, load_image(saved(Image.fromarray(upright), "TIFF"), 8).pixels)
+
+
 def rich_exif(orientation):
     """A block as cameras write it."""
     exif = Image.Exif()
