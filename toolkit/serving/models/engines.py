@@ -301,8 +301,8 @@ def synthetic_images(size: int) -> Images:
 def torch_threads(workers: int, cores: int) -> int:
     """Threads for one run of the program, so that all workers together do not use more than the cores.
 
-    >>> torch_threads(workers=2, cores=8), torch_threads(workers=8, cores=2)
-    (4, 1)
+    >>> torch_threads(workers=3, cores=8), torch_threads(workers=8, cores=2)
+    (2, 1)
     """
     return max(1, cores // workers)
 
