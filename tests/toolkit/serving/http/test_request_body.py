@@ -299,6 +299,7 @@ def test_the_size_of_a_batch_is_limited():
 def test_a_batch_of_json_keeps_the_order_and_the_limits():
     texts = [base64.b64encode(bytes([number])).decode() for number in range(5)]
     assert many(sent({"instances": texts[:4]})) == [b"\0", b"\1", b"\2", b"\3"]
+    assert problem(lambda: one(sent({"instances": texts[:2]}))).detail == "the JSON body must hold one image"
     for wrong in (texts, []):
         found = problem(lambda wrong=wrong: many(sent({"instances": wrong})))
         assert (found.problem_type, found.detail) == (INVALID, "the JSON body must hold from 1 to 4 images")
