@@ -42,7 +42,7 @@ from pathlib import Path
 from socket import socket
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
 from toolkit.cli.commands import process_command
@@ -105,14 +105,17 @@ class ServeSettings(ScriptSettings):
     @property
     def origins(self) -> tuple[str, ...]:
         """Origins of web pages that may send requests, besides the service's own."""
-        return tuple(filter(None, map(str.strip, self.allow_origin.split(","))))
+        return _origins(self.allow_origin)
+
+    @field_validator("allow_origin")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        if wrong := [origin for origin in _origins(text) if origin != "*" and not ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"must be origins such as https://app.example:8443, without a path; got {wrong[0]}")
+        return text
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> Self:
-        if wrong := [origin for origin in self.origins if origin != "*" and not ORIGIN.fullmatch(origin)]:
-            raise ValueError(
-                f"--allow-origin must be origins such as https://app.example:8443, without a path; got {wrong[0]}"
-            )
         if self.max_body_mb > self.max_inflight_mb:
             raise ValueError("--max-body-mb must be at most --max-inflight-mb, or such a body would never be accepted")
         if self.max_batch > self.n_threads + self.max_queue:
@@ -153,6 +156,10 @@ class ServeSettings(ScriptSettings):
             admin = secrets.token_hex()
         keys = dict.fromkeys(PREDICT_PATHS, predict) | dict.fromkeys(ADMIN_PATHS, admin)
         return {path: key for path, key in keys.items() if key}
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def settings_typed() -> ServeSettings:

@@ -88,3 +88,10 @@ def test_bad_settings_are_one_line(monkeypatch, words, message):
     with pytest.raises(ToolkitError, match=message) as caught:
         main()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bad_variable_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve_model.py"])
+    monkeypatch.setenv("SERVE_ALLOW_ORIGIN", "a.example")
+    with pytest.raises(ToolkitError, match=r"^SERVE_ALLOW_ORIGIN must be origins such as .*; got a\.example$"):
+        main()
