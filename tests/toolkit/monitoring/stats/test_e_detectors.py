@@ -146,6 +146,16 @@ def test_a_rise_of_accuracy_raises_no_alarm():
 # Detection
 
 
+@pytest.mark.parametrize(("drop", "goal"), [(0.1, 330), (0.2, 90)])
+def test_a_drop_of_accuracy_is_found_soon(drop, goal):
+    rng = np.random.default_rng(5)
+    delays = []
+    for _ in range(40):
+        detector = ErrorDetector(right=rng.binomial(10_000, 0.9), n=10_000, run_length=1e6)
+        delays.append(detector.update(rng.random(2000) < 0.9 * (1 - drop))[0].index + 1)
+    assert np.median(delays) <= goal
+
+
 @pytest.mark.parametrize(
     ("change", "shift", "scale"), [("lower", -1, 1), ("higher", 1, 1), ("wider", 0, 3), ("narrower", 0, 0.3)]
 )
