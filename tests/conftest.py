@@ -36,8 +36,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, each on its own core, so that no worker is left with one of them alone in the end."""
-    longest = ("test_readme.py", "test_make.py")
+    """The longest files first, so that no worker is left with one of them alone in the end."""
+    longest = ("test_readme.py", "test_make.py", "test_pages.py", "test_interruption.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support import MAX_WAIT_S, ROOT, wait_until
@@ -73,6 +74,11 @@ class Script:
     def pause(self):
         os.kill(self.pid, signal.SIGSTOP)
 
+    def wait_for_pause(self):
+        """Wait until it has paused itself."""
+        wait_until(lambda: not self.running or psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        assert self.running, f"it ended before it paused: {self.out}{(self.folder / 'err').read_text()}"
+
     def go_on(self):
         os.kill(self.pid, signal.SIGCONT)
 
@@ -96,12 +102,15 @@ class Forks:
             patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
             multiprocessing.forkserver.ensure_running()
 
-    def start(self, *words, folder, **variables):
-        """Run a script of the project in a folder, with more variables than this process has."""
+    def start(self, *words, folder, prepare=None, **variables):
+        """Run a script of the project in a folder, with more variables than this process has.
+
+        The new process calls ``prepare`` before the script.
+        """
         own = Path(tempfile.mkdtemp(dir=self._scratch))
         for name in ("out", "err"):
             (own / name).touch()
-        process = self._context.Process(target=_run, args=(words, folder, own, {**os.environ, **variables}))
+        process = self._context.Process(target=_run, args=(words, folder, own, {**os.environ, **variables}, prepare))
         process.start()
         self._started.append(Script(process, own))
         return self._started[-1]
@@ -122,7 +131,7 @@ def forks(scratch):
         started.kill()
 
 
-def _run(words, folder, own, variables):
+def _run(words, folder, own, variables, prepare):
     """What a fork does."""
     os.setsid()  # signals of the terminal are not for it
     for stream, name in ((1, "out"), (2, "err")):
@@ -130,5 +139,7 @@ def _run(words, folder, own, variables):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    if prepare:
+        prepare()
     sys.argv = [str(ROOT / words[0]), *words[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,7 +1,9 @@
 """Trainings as people run them: the folder and the store they run in, and how their results are compared."""
 
+import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from support.tiny_networks import load_weights
 from toolkit.bundle.program import load_bundle
 from toolkit.registry.bundles import download
 from toolkit.tracking.connection import connect
+from toolkit.training.train_step import TrainStep
 
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
@@ -32,6 +35,7 @@ REPEATABLE |= AT_THE_END - {"training_time_s", "images_per_s", "gpu_memory_mb"}
 REPEATABLE |= {"mean_cv_accuracy", "std_cv_accuracy", "fold_accuracy"}
 
 EPOCHS = 6
+STEPS = 42  # of an epoch of the story
 SMALL = ("--batch-size", "2", "--learning-rate", "0.003")
 STORY = (
     "--data", "colours", "--image-size", "48", *SMALL, "--epochs", str(EPOCHS), "--patience", str(EPOCHS),
@@ -41,6 +45,18 @@ FOLDS = (
     "--data", "colours", "--image-size", "16", "--batch-size", "2", "--learning-rate", "0.0003", "--epochs", "4",
     "--folds", "3", "--seed", "5",
 )  # fmt: skip
+
+
+def pause_at_step(number):
+    """Have this process pause itself before a step of its trainings, counted from 1."""
+    step, count = TrainStep.step, itertools.count(1)
+
+    def pause_and_step(*arguments):
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return step(*arguments)
+
+    TrainStep.step = pause_and_step
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import os
 import re
 import shlex
 import signal
-import time
 from contextlib import chdir
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from model_registry import ModelRegistry
 from support import MAX_WAIT_S, ROOT
 from support.forked_processes import Ended
 from support.servers import free_port
-from support.training_runs import FOLDS, REPEATABLE, STORY, last_line, require_same
+from support.training_runs import FOLDS, REPEATABLE, STORY, last_line, pause_at_step, require_same
 from toolkit.training.checkpointing.checkpoint import open_checkpoint
 from toolkit.training.device import Device
 from train_cnn import FitConfig, Hyperparameters, TrainingData, TrainSettings, cross_validate, load_images, train
@@ -69,16 +69,13 @@ def test_register_flag_registers_the_model(place, folds):
 
 
 def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked):
-    def started(*words):
-        return forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
+    def started(*words, prepare=None):
+        return forked.start("train_cnn.py", *words, folder=place.folder, prepare=prepare, **place.variables)
 
-    first = started(*FOLDS, "--experiment-name", "folds again", "--register", "resumed folds")
-    first.wait_for("fold 1: ")
+    pause = partial(pause_at_step, (4 + 1) * 33 + 10)  # in the second epoch of the second fold
+    first = started(*FOLDS, "--experiment-name", "folds again", "--register", "resumed folds", prepare=pause)
+    first.wait_for_pause()
     (run,) = place.runs("folds again")
-    while "fold 2" not in open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases:
-        first.go_on()
-        time.sleep(0.005)  # of a fold that takes some tenths of a second
-        first.pause()
     refused = started("--resume", run.info.run_id).end()
     reason = f"run {run.info.run_id} is being trained by process {first.pid}; wait for it or stop it"
     assert (refused.status, refused.err) == (2, f"train_cnn.py: error: {reason}\n")
@@ -87,7 +84,7 @@ def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked)
     assert first.end().status == 143
     phases = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
     assert list(phases) == ["fold 1", "fold 2"]
-    assert len(phases["fold 2"].values["history"]) < 4
+    assert (len(phases["fold 2"].values["history"]), phases["fold 2"].values["step"]) == (1, 10)
     second = started("--resume", run.info.run_id)
     said = second.wait_for("epoch +1/")
     os.kill(second.pid, signal.SIGKILL)

@@ -6,8 +6,8 @@ import re
 import shlex
 import shutil
 import signal
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import pytest
 from support import ROOT
 from support.forked_processes import Ended
 from support.servers import MlflowServer
-from support.training_runs import EPOCHS, STORY, Place, fill, last_line, require_same
+from support.training_runs import EPOCHS, STEPS, STORY, Place, fill, last_line, pause_at_step, require_same
 from toolkit.tracking.connection import mlflow
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 
@@ -32,20 +32,16 @@ class Stopped:
     resumed: Ended
 
 
-def stop(place, script, sent):
-    """Send a signal in the middle of an epoch, after the second one; the script has a lower priority than the test."""
-    os.setpriority(os.PRIO_PROCESS, script.pid, 10)
-    script.wait_for("epoch +2/")
-    time.sleep(0.1)
-    os.kill(script.pid, sent)
-    return script.end()
-
-
 @pytest.fixture(scope="module")
 def stopped(place, forked):
     """A training stopped by Ctrl-C and resumed by the printed command."""
     words = ("train_cnn.py", *STORY, "--experiment-name", "stopped")
-    ended = stop(place, forked.start(*words, folder=place.folder, **place.variables), signal.SIGINT)
+    pause = partial(pause_at_step, 2 * STEPS + 20)
+    script = forked.start(*words, folder=place.folder, prepare=pause, **place.variables)
+    script.wait_for_pause()
+    os.kill(script.pid, signal.SIGINT)
+    script.go_on()
+    ended = script.end()
     run = place.run_of("stopped")
     kept = shutil.copy(place.folder / "checkpoints" / f"{run.info.run_id}.resume.pt", place.folder / "stopped.pt")
     line = last_line(ended.out).removeprefix(f"stopped; resume with: python {ROOT}{os.sep}")
@@ -62,7 +58,7 @@ def test_a_stopped_training_saves_its_step_and_says_how_to_resume(place, stopped
     values = open_checkpoint(str(stopped.checkpoint), place.folder).phases["final"].values
     done = [int(number) for number in re.findall(r"^epoch +(\d+)/", ended.out, re.MULTILINE)]
     assert done == [epoch["epoch"] for epoch in values["history"]]
-    assert values["step"] > 0
+    assert values["step"] == 20
 
 
 def test_a_resumed_training_comes_to_the_same_result(place, whole, stopped):
@@ -148,9 +144,9 @@ def test_a_training_killed_at_random_comes_to_the_same_result(place, whole, fork
 
 def test_a_full_disk_is_only_a_warning(place, whole, forked):
     words = (*STORY, "--experiment-name", "full", "--checkpoint-dir", "full")
-    script = forked.start("train_cnn.py", *words, folder=place.folder, **place.variables)
-    script.wait_for("epoch +2/")
-    script.pause()
+    pause = partial(pause_at_step, 2 * STEPS + 20)
+    script = forked.start("train_cnn.py", *words, folder=place.folder, prepare=pause, **place.variables)
+    script.wait_for_pause()
     (place.folder / "full").rename(place.folder / "before")
     (place.folder / "full").write_text("no folder: nothing can be written into it, not even by root")
     script.go_on()
@@ -186,9 +182,9 @@ def outage(place, forked, tmp_path_factory):
         scripts = []
         for name in ("back", "lost"):
             words = ("train_cnn.py", *STORY, "--experiment-name", name)
-            scripts.append(forked.start(*words, folder=place.folder, **elsewhere.variables))
-            scripts[-1].wait_for("epoch +2/")
-            scripts[-1].pause()
+            pause = partial(pause_at_step, 2 * STEPS + 20)
+            scripts.append(forked.start(*words, folder=place.folder, prepare=pause, **elsewhere.variables))
+            scripts[-1].wait_for_pause()
         back, lost = scripts
         server.kill()
         back.go_on()
