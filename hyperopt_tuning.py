@@ -33,8 +33,8 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from toolkit.cli.commands import command_line, this_command
 from toolkit.cli.data_settings import DataSettings
+from toolkit.cli.script_commands import command_line, this_command
 from toolkit.cli.settings import LAST, Name, environment, parse, read_first, run_script
 
 STEP_INTERVAL_S = 1.0  # between reports of a trial within an epoch
@@ -181,7 +181,7 @@ class StudyOutcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class StudyContext:
     """A search under way: its settings, space, data, study and journal."""
 
     name: str
@@ -218,22 +218,22 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     0.98
     """
     client = connect()
-    job = resume_study(settings) if settings.resume else start_study(settings)
-    with job.journal, resumable(job), study_run(job, client) as run:
-        logger = study_logger(job, run)
-        logger.sync(job.study.trials)
+    context = resume_study(settings) if settings.resume else start_study(settings)
+    with context.journal, resumable(context), study_run(context, client) as run:
+        logger = study_logger(context, run)
+        logger.sync(context.study.trials)
         try:
-            search(job, logger)
+            search(context, logger)
             logger.flush()
         except BaseException:
             with suppress(TrackingError):  # the first error is the one to report
                 logger.flush()
-                log_study(run, job.study, job.space, job.journal.path)
+                log_study(run, context.study, context.space, context.journal.path)
             raise
-        log_study(run, job.study, job.space, job.journal.path)
-        model = train_best(job, run)
-        job.journal.append({"finished": job.study.best.number if job.study.best else None})
-    return StudyOutcome(job.name, job.study, model)
+        log_study(run, context.study, context.space, context.journal.path)
+        model = train_best(context, run)
+        context.journal.append({"finished": context.study.best.number if context.study.best else None})
+    return StudyOutcome(context.name, context.study, model)
 
 
 # --- one trial ----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def run_task(task: Any, report: Report) -> Any:
 # --- a study is started or resumed --------------------------------------------------------------
 
 
-def start_study(settings: TuneSettings) -> Job:
+def start_study(settings: TuneSettings) -> StudyContext:
     """Start a study in a folder of its own."""
     folder = settings.study_dir
     space = space_of(settings)
@@ -383,10 +383,10 @@ def start_study(settings: TuneSettings) -> Job:
             if not read_study(folder, other)[1]:
                 echo(f"study {other} is not finished; --resume {shlex.quote(other)} would continue it")
     journal = Journal(journal_of(folder, name), config.json())
-    return Job(name, settings, space, data, Study(config, record=journal.append), journal)
+    return StudyContext(name, settings, space, data, Study(config, record=journal.append), journal)
 
 
-def resume_study(settings: TuneSettings) -> Job:
+def resume_study(settings: TuneSettings) -> StudyContext:
     """Resume an interrupted study, unless something that its trials depend on has changed."""
     name = resolve_study(settings.study_dir, settings.resume or LAST, "--resume")
     word = shlex.quote(name)
@@ -410,7 +410,7 @@ def resume_study(settings: TuneSettings) -> Job:
         journal.close()
         raise
     echo(f"resuming study {name}: {counts_text(study.trials)}")
-    return Job(name, former, config.space, data, study, journal)
+    return StudyContext(name, former, config.space, data, study, journal)
 
 
 def _original_settings(settings: TuneSettings, config: StudyConfig) -> tuple[TuneSettings, list[str]]:
@@ -465,11 +465,11 @@ def _space_text(space: Space) -> dict[str, str]:
 
 
 @contextmanager
-def resumable(job: Job) -> Iterator[None]:
+def resumable(context: StudyContext) -> Iterator[None]:
     """Print the command that resumes the study when the search ends early."""
-    folder = shlex.quote(str(job.settings.study_dir))
+    folder = shlex.quote(str(context.settings.study_dir))
     where = "" if folder == "studies" else f" --study-dir {folder}"
-    command = f"{this_command()} --resume {shlex.quote(job.name)}{where}"
+    command = f"{this_command()} --resume {shlex.quote(context.name)}{where}"
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -481,26 +481,28 @@ def resumable(job: Job) -> Iterator[None]:
         ) from None
 
 
-def study_run(job: Job, client: MlflowClient) -> Run:
+def study_run(context: StudyContext, client: MlflowClient) -> Run:
     """The study's run in MLflow, created or reopened."""
-    for entry in job.journal.entries:
+    for entry in context.journal.entries:
         if "run" in entry:
             return Run.reopen(client, entry["run"])
-    settings = job.settings
-    run = Run(client, settings.experiment_name, role="study", name=job.name, tags=run_tags(job.data, settings.seed))
+    settings = context.settings
+    run = Run(
+        client, settings.experiment_name, role="study", name=context.name, tags=run_tags(context.data, settings.seed)
+    )
     run.params(settings.model_dump(mode="json"))
-    run.json("search_space.json", _space_text(job.space))
-    log_data(run, job.data, settings.data)
-    job.journal.append({"run": run.id})
+    run.json("search_space.json", _space_text(context.space))
+    log_data(run, context.data, settings.data)
+    context.journal.append({"run": run.id})
     return run
 
 
-def study_logger(job: Job, run: Run) -> StudyLogger:
+def study_logger(context: StudyContext, run: Run) -> StudyLogger:
     """The logger that shows trials in MLflow."""
-    seed, tags = job.settings.seed, run_tags(job.data, job.settings.seed)
+    seed, tags = context.settings.seed, run_tags(context.data, context.settings.seed)
 
     def log_fold(trial: Run, settings: Mapping[str, Any], number: int, fold: Fold) -> None:
-        log_folds(trial, Hyperparameters(**settings), job.data, seed, verbose=False)(number, _fit_result(fold))
+        log_folds(trial, Hyperparameters(**settings), context.data, seed, verbose=False)(number, _fit_result(fold))
 
     return StudyLogger(run, tags, log_fold)
 
@@ -508,50 +510,50 @@ def study_logger(job: Job, run: Run) -> StudyLogger:
 # --- the search ---------------------------------------------------------------------------------
 
 
-def search(job: Job, logger: StudyLogger) -> None:
+def search(context: StudyContext, logger: StudyLogger) -> None:
     """Run trials until a stop condition is met; those under way when it is interrupted can be resumed."""
-    settings, networks = job.settings, _options(job.space, "model_type")
-    fingerprint = job.data.images.catalogue.fingerprint
+    settings, networks = context.settings, _options(context.space, "model_type")
+    fingerprint = context.data.images.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
     def make_task(proposal: Proposal) -> Any:
-        task = TrialTask(proposal, settings.folds, settings, networks, job.folder, threads, fingerprint)
+        task = TrialTask(proposal, settings.folds, settings, networks, context.folder, threads, fingerprint)
         return TASK.dump_python(task, mode="json")  # of the settings, those of the data alone
 
     def on_result(result: Result) -> None:
-        if result.logits is not None and job.study.would_be_best(result.trial):
-            former = job.study.best.number if job.study.best else None
-            save_logits(job.folder, result.trial.number, result.logits, former)
+        if result.logits is not None and context.study.would_be_best(result.trial):
+            former = context.study.best.number if context.study.best else None
+            save_logits(context.folder, result.trial.number, result.logits, former)
 
     def cleanup(trial: Trial) -> None:
-        Checkpoint(job.folder, _checkpoint_name(trial.number), {}).discard()
+        Checkpoint(context.folder, _checkpoint_name(trial.number), {}).discard()
 
-    echo(f"study {job.name}: {settings.trials} trials of {settings.folds} folds each")
+    echo(f"study {context.name}: {settings.trials} trials of {settings.folds} folds each")
     config = SearchConfig(settings.trials, settings.folds, settings.timeout, settings.study_patience)
     with WorkerPool(settings.parallel, "hyperopt_tuning:run_task") as pool:
-        Search(job.study, config, pool, SearchHooks(make_task, on_result, cleanup), logger).run()
+        Search(context.study, config, pool, SearchHooks(make_task, on_result, cleanup), logger).run()
 
 
 # --- the best settings --------------------------------------------------------------------------
 
 
-def train_best(job: Job, run: Run) -> TrainingResult:
+def train_best(context: StudyContext, run: Run) -> TrainingResult:
     """Train the best settings on everything but the held-out images and log the bundle."""
-    study, settings = job.study, job.settings
+    study, settings = context.study, context.settings
     best = study.best
     if best is None:
         failed = [trial for trial in study.trials if trial.state == "failed"]
         if failed:
             raise TrainingError(f"all {len(study.trials)} trials failed; the first: {failed[0].reason}")
         raise TrainingError(
-            f"no trial was complete when the time was up; raise --timeout and --resume {shlex.quote(job.name)}"
+            f"no trial was complete when the time was up; raise --timeout and --resume {shlex.quote(context.name)}"
         )
     params = Hyperparameters(**best.settings)
     run.params({**params.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
-    data = data_for(settings, params.image_size, _options(job.space, "model_type"))
-    cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(job.folder, best.number))
-    checkpoint = _checkpoint(job.folder, run.id, dict(best.settings))
+    data = data_for(settings, params.image_size, _options(context.space, "model_type"))
+    cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(context.folder, best.number))
+    checkpoint = _checkpoint(context.folder, run.id, dict(best.settings))
     model = train_final(run, data, FitConfig(params, settings.seed, device), cv, CheckpointManager(checkpoint, run))
     checkpoint.discard()
     return model

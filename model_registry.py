@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.cli.settings import (
     MODEL,
     MODEL_NAME,

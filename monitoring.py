@@ -43,7 +43,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand, CliSuppress
 
 from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script, subcommand
-from toolkit.errors import SettingsError, StoreError, UnknownPrediction, suggest
+from toolkit.errors import PredictionStoreError, SettingsError, UnknownPrediction, suggest
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.base.timestamps import TimeLike, to_timestamp, to_timestamps
 
@@ -230,7 +230,7 @@ class ModelMonitor:
 
     Raises
     ------
-    StoreError
+    PredictionStoreError
         When the file or database is not a store of predictions, or cannot be opened.
     SettingsError
         When the classes are not distinct names, or differ from the baseline's.
@@ -354,7 +354,7 @@ class ModelMonitor:
             When the probabilities do not fit the classes, or another value is of the wrong kind; nothing is logged.
         UnknownPrediction
             When ``prediction_id`` is no id.
-        StoreError
+        PredictionStoreError
             When the queue is full and the store has taken nothing for a minute; never with ``drop_when_full``.
         """
         now = self._clock()
@@ -409,7 +409,7 @@ class ModelMonitor:
             When a value is of the wrong kind or number: the message names it, and nothing is logged.
         UnknownPrediction
             When one of ``prediction_ids`` is no id; nothing is logged.
-        StoreError
+        PredictionStoreError
             As in ``log_prediction``; the message has the number of those logged.
 
         Examples
@@ -608,7 +608,7 @@ class ModelMonitor:
         drawn = order if n is None or len(missing) < n else order[: missing[-1] + 1]
         try:
             self._store.labels.insert_drawn(drawn.tolist(), self._clock())
-        except StoreError as error:  # a reader without the right to write
+        except PredictionStoreError as error:  # a reader without the right to write
             logger.warning("the drawn sample could not be stored, give its labels the source audit: %s", error)
         return [format_id(number) for number in order[missing].tolist()]
 
@@ -748,7 +748,7 @@ class ModelMonitor:
         ------
         SettingsError
             When the file is of another kind, or ``since`` is no time.
-        StoreError
+        PredictionStoreError
             When the store holds no predictions, or the file cannot be written.
         """
         start = None if since is None else to_timestamp(since)

@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliSuppress
 
-from toolkit.cli.commands import process_command
+from toolkit.cli.script_commands import process_command
 from toolkit.cli.settings import ScriptSettings, environment, parse, read_first, run_script
 from toolkit.errors import SettingsError
 from toolkit.system.metrics import usable_cores

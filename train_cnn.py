@@ -31,8 +31,8 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from toolkit.cli.commands import command_line, process_command
 from toolkit.cli.data_settings import DataSettings
+from toolkit.cli.script_commands import command_line, process_command
 from toolkit.cli.settings import LAST, MODEL, MODEL_NAME, Name, environment, parse, read_first, run_script
 from toolkit.training.hyperparameters import Hyperparameters
 

@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from support import ROOT
-from toolkit.cli import commands
+from toolkit.cli import script_commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -41,8 +41,10 @@ def test_each_requirements_file_of_an_option_is_an_extra():
 
 
 def test_each_script_has_a_command():
-    assert commands.COMMANDS.keys() == {path.stem for path in ROOT.glob("*.py")}
-    assert PROJECT["scripts"] == {name: f"toolkit.cli.commands:{script}" for script, name in commands.COMMANDS.items()}
+    assert script_commands.COMMANDS.keys() == {path.stem for path in ROOT.glob("*.py")}
+    assert PROJECT["scripts"] == {
+        name: f"toolkit.cli.script_commands:{script}" for script, name in script_commands.COMMANDS.items()
+    }
 
 
 def test_the_change_log_begins_with_this_version():

@@ -17,7 +17,7 @@ with status 2, the service answers with a problem document.
      |- RegistryError       a model, version or stage does not exist or cannot move
      |   |- NotRegistered       there is nothing to load (yet)
      |   '- PromotionRefused    it is worse than the version in Production, or that is unknown
-     '- StoreError          the store of predictions cannot be used
+     '- PredictionStoreError the store of predictions cannot be used
          '- UnknownPrediction   no prediction has that id
 """
 
@@ -81,11 +81,11 @@ class PromotionRefused(RegistryError):
     """A version may not go into Production: it is worse than the one there, or that cannot be known."""
 
 
-class StoreError(ToolkitError):
+class PredictionStoreError(ToolkitError):
     """The store of predictions cannot be opened, read or written."""
 
 
-class UnknownPrediction(StoreError):
+class UnknownPrediction(PredictionStoreError):
     """No prediction has the given id."""
 
 

@@ -17,7 +17,7 @@ from support.colours import COLOURS, colour_image
 from support.image_folders import fill_colours
 from support.servers import empty_store, free_port, wait_until_answers
 from support.shell_session import LEFT_BEHIND, borrow_environment
-from toolkit.cli.commands import COMMANDS
+from toolkit.cli.script_commands import COMMANDS
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 

@@ -60,9 +60,9 @@ def test_a_resumed_study_may_have_other_stop_conditions(quickest, capsys):
 
 def test_a_warm_start_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
     """Of its own two trials, which run at the same time."""
-    job = start_study(settings(quickest, "fork", study_name="first"))
-    with job.journal:
-        _, best, _ = (run_trial(job.study, accuracy) for accuracy in (0.5, 0.9, 0.7))
+    context = start_study(settings(quickest, "fork", study_name="first"))
+    with context.journal:
+        _, best, _ = (run_trial(context.study, accuracy) for accuracy in (0.5, 0.9, 0.7))
     study = tune(settings(quickest, "fork", parallel=2, warm_start="first", folds=3, study_name="second")).study
     assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
     first, other = sorted(study.trials, key=lambda trial: trial.number)
@@ -79,10 +79,10 @@ def test_a_study_is_written_by_one_search(quickest):
 
 
 def test_a_study_of_failures_is_refused(quickest):
-    job = start_study(settings(quickest, "hopeless", study_name="hopeless"))
-    with job.journal:
+    context = start_study(settings(quickest, "hopeless", study_name="hopeless"))
+    with context.journal:
         for number in range(2):
-            job.study.tell(Trial(number, job.study.ask().settings, "failed", reason="the loss became nan"))
+            context.study.tell(Trial(number, context.study.ask().settings, "failed", reason="the loss became nan"))
     with pytest.raises(TrainingError, match=r"^all 2 trials failed; the first: the loss became nan$"):
         tune(TuneSettings(resume="hopeless"))
     (study,) = quickest.runs("hopeless", "study")

@@ -13,7 +13,7 @@ import pytest
 from monitoring import ModelMonitor, MonitorConfig, MonitorSettings, Plot
 from support import MAX_WAIT_S
 from support.monitored_streams import Clock, feed, make_baseline
-from toolkit.errors import SettingsError, StoreError
+from toolkit.errors import PredictionStoreError, SettingsError
 
 
 def test_an_empty_store_gives_empty_answers(tmp_path):
@@ -101,7 +101,7 @@ def test_a_switch_of_versions_opens_fresh_windows(monitor, baseline):
     monitor.flush(MAX_WAIT_S)
     with ModelMonitor("m.db", model_version="3") as beside:
         assert beside.calculate_metrics("long")["n"] == 1
-    with pytest.raises(StoreError, match=r"no model version 4 in the store m.db; there are 1, 2, 3"):
+    with pytest.raises(PredictionStoreError, match=r"no model version 4 in the store m.db; there are 1, 2, 3"):
         ModelMonitor("m.db", model_version="4").calculate_metrics()
 
 
@@ -135,7 +135,7 @@ def test_reading_a_damaged_store_is_one_sentence(monitor):
     monitor.flush(MAX_WAIT_S)
     with sqlite3.connect("m.db") as connection:
         connection.execute("DROP TABLE labels")
-    with pytest.raises(StoreError, match=r"the store m.db cannot be read: no such table: labels"):
+    with pytest.raises(PredictionStoreError, match=r"the store m.db cannot be read: no such table: labels"):
         monitor.calculate_metrics()
 
 

@@ -30,9 +30,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
-from toolkit.cli.commands import as_typed
 from toolkit.cli.import_interrupt import EXIT_INTERRUPTED, restore_interrupt
 from toolkit.cli.safe_names import display_name
+from toolkit.cli.script_commands import as_typed
 from toolkit.errors import SettingsError, ToolkitError, first_line, suggest
 
 EXIT_BAD_INPUT = 2

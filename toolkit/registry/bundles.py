@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from toolkit.bundle.files import DIGEST_TAG, verify_bundle
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.errors import BundleError, TrackingError
 from toolkit.registry.versions import MISSING, Version
 from toolkit.tracking.connection import (

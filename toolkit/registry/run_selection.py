@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from toolkit.bundle.files import DIGEST_TAG
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.errors import RegistryError, suggest
 from toolkit.registry.versions import MISSING_OR_INVALID
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, find_experiment, mlflow_call

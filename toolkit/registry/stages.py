@@ -23,7 +23,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.registry.versions import ALIASES, STAGE_TAG, Stage, Transition, Version, held_stage, read_versions
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 from toolkit.tracking.run import machine_user

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, Literal, Self, get_args
 
 from toolkit.bundle.files import DIGEST_TAG
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.errors import NotRegistered, RegistryError, suggest
 from toolkit.tracking.connection import ANSWER_SECONDS, MlflowClient, MlflowException, mlflow_call
 

@@ -3,7 +3,7 @@
 import subprocess
 from importlib.metadata import version
 
-from toolkit.cli.commands import DISTRIBUTION, ROOT
+from toolkit.cli.script_commands import DISTRIBUTION, ROOT
 
 
 def code_version() -> str:

@@ -10,7 +10,7 @@ import pytest
 from monitoring import ModelMonitor, new_prediction_id
 from support import MAX_WAIT_S, wait_until
 from support.colours import COLOURS, colour_image
-from toolkit.errors import BundleError, NotRegistered, StoreError, TrackingError
+from toolkit.errors import BundleError, NotRegistered, PredictionStoreError, TrackingError
 from toolkit.images.decoding import ImageLimits, load_image
 from toolkit.monitoring.base.ids import parse_prediction_id
 from toolkit.serving.metrics import ServiceMetrics
@@ -37,7 +37,7 @@ class BrokenMonitor:
     """A monitor without a store."""
 
     def fail(self, *_words, **_more):
-        raise StoreError("the disk is full")
+        raise PredictionStoreError("the disk is full")
 
     serve = log_prediction = calculate_metrics = active_alert_states = active_alerts = report = fail
     store_problem = "the disk is full"

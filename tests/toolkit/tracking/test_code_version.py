@@ -18,7 +18,7 @@ print(code_version())
 
 def test_the_code_version_is_gits(tmp_path):
     """In a repository of its own: a commit, and -dirty once a file was changed."""
-    names = ("__init__", "cli/__init__", "cli/commands", "tracking/__init__", "tracking/code_version")
+    names = ("__init__", "cli/__init__", "cli/script_commands", "tracking/__init__", "tracking/code_version")
     for name in names:
         target = tmp_path / "toolkit" / f"{name}.py"
         target.parent.mkdir(parents=True, exist_ok=True)

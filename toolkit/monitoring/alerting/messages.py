@@ -7,7 +7,7 @@ next. It quotes a window only where the window shows the change; before that, th
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.monitoring.base import formatting
 from toolkit.monitoring.base.formatting import percent, pluralise
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds

@@ -167,7 +167,7 @@ class Notifiers:
                 self._count(name, None)
         if self._on_immediate is not None and react and self._is_due(notification):
             about = self._on_immediate, notification
-            reaction = threading.Thread(target=self._react, args=about, name="alert-reaction", daemon=True)
+            reaction = threading.Thread(target=self._run_reaction, args=about, name="alert-reaction", daemon=True)
             try:
                 reaction.start()
             except RuntimeError as error:  # the machine allows no more threads, or the process is ending
@@ -215,7 +215,7 @@ class Notifiers:
             return True
 
     @staticmethod
-    def _react(on_immediate: Callable[[Notification], object], notification: Notification) -> None:
+    def _run_reaction(on_immediate: Callable[[Notification], object], notification: Notification) -> None:
         try:
             on_immediate(notification)
         except Exception:

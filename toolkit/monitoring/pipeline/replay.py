@@ -149,7 +149,7 @@ def replay(
         When there is no baseline.
     DataError
         When the file cannot be read, or has a wrong value: the message has its row, column, rule and value.
-    StoreError
+    PredictionStoreError
         When the store cannot be read, or holds no predictions.
 
     Examples

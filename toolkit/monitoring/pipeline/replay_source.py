@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import DataError, SettingsError, StoreError, first_line, suggest
+from toolkit.errors import DataError, PredictionStoreError, SettingsError, first_line, suggest
 from toolkit.monitoring.base.predictions import BIASED_SOURCES, NO_CLASS, Predictions, is_drawn
 from toolkit.monitoring.base.timestamps import END_OF_TIME
 from toolkit.monitoring.base.validation import SUM_TOLERANCE
@@ -42,7 +42,7 @@ class StoreSource:
         self._store = store = PredictionStore(url)
         model = store.versions.select(version)
         if model is None:
-            raise StoreError(f"the store {store} holds no predictions")
+            raise PredictionStoreError(f"the store {store} holds no predictions")
         self._model, self.version = model, model.version
         self.baseline = _require_images(baseline or model.baseline, f"version {model.version}")
         if self.baseline.classes != model.classes:
@@ -66,7 +66,7 @@ class FileSource:
 
     def __init__(self, path: str, baseline: Baseline | None, version: str | None) -> None:
         self._path = Path(path)
-        self.version = self._asked = version
+        self.version = self._requested = version
         self._versions: dict[str, None] = {}  # found so far
         with _opened(self._path) as (names, _, self.n_rows):
             self.baseline = _require_images(baseline, path)
@@ -100,18 +100,18 @@ class FileSource:
                 frame = self._of_version(frame)
                 rows = self._rows(frame)
                 yield rows, self._labels(frame, rows)
-        if self._asked is not None and self._asked not in self._versions:
+        if self._requested is not None and self._requested not in self._versions:
             found = suggest(self._versions)
-            raise DataError(f"{self._path}: no prediction is of version {self._asked}; the versions are {found}")
+            raise DataError(f"{self._path}: no prediction is of version {self._requested}; the versions are {found}")
 
     def _of_version(self, frame: Frame) -> Frame:
         if "model_version" not in frame:
             return frame
         versions = self._texts(frame, "model_version")
         self._versions |= dict.fromkeys(versions)
-        self.version = next(iter(self._versions), None) if self._asked is None else self._asked
+        self.version = next(iter(self._versions), None) if self._requested is None else self._requested
         others = versions[versions != self.version]
-        if self._asked is None:
+        if self._requested is None:
             self._reject(others, "model_version", f"be {self.version!r} as before, or one of them must be chosen")
         return frame.drop(others.index)
 

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.alerting import checkpoints
 from toolkit.monitoring.alerting.checkpoints import Checkpoint
 from toolkit.monitoring.alerting.evaluator import AlertEvaluator, Transition
@@ -173,7 +173,7 @@ class StreamState:
                     found.append(counts)
                     continue
                 reason = "they were counted in the bins of another reference"
-            except StoreError as error:
+            except PredictionStoreError as error:
                 reason = str(error)
             logger.warning("%d predictions of version %s are left out: %s", rollup.n, self.model.version, reason)
         return found

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from toolkit.errors import StoreError, first_line
+from toolkit.errors import PredictionStoreError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class BackgroundWriter(Generic[Item]):
     write
         Stores a batch, oldest item first; called with an empty one after ``wake`` and when its time has
         come. Returns in how many seconds it must be called again even if no item arrives, or None. After
-        StoreError or OSError the same batch is written again, so all or nothing of it must be stored;
+        PredictionStoreError or OSError the same batch is written again, so all or nothing of it must be stored;
         after any other error the batch is lost, for it would fail again.
     capacity
         Items that may wait, in addition to the batch being written.
@@ -81,7 +81,7 @@ class BackgroundWriter(Generic[Item]):
 
         Raises
         ------
-        StoreError
+        PredictionStoreError
             When no slot became free within a minute, in a queue that waits.
         """
         with self._changed:
@@ -97,7 +97,7 @@ class BackgroundWriter(Generic[Item]):
 
         Raises
         ------
-        StoreError
+        PredictionStoreError
             When no slot became free within a minute, in a queue that waits; the message has the number queued.
         """
         put = 0
@@ -125,7 +125,7 @@ class BackgroundWriter(Generic[Item]):
             self._notify(True)
             if not self._changed.wait_for(lambda: len(self._items) < self._capacity, PUT_TIMEOUT_S):
                 cause = f": {self.problem}" if self.problem else ""
-                raise StoreError(
+                raise PredictionStoreError(
                     f"{put:,} of {wanted:,} predictions were logged: {self._capacity:,} wait to be stored, and the"
                     f" store has taken nothing for {PUT_TIMEOUT_S:g} s{cause}"
                 )
@@ -272,7 +272,7 @@ class BackgroundWriter(Generic[Item]):
                 self._missed = self._lost + self._dropped
                 self._give_up_at = time.monotonic() + self._grace()
             self._errors, self._failure = self._errors + 1, error
-            self._retrying = isinstance(error, StoreError | OSError) and not self._must_give_up()
+            self._retrying = isinstance(error, PredictionStoreError | OSError) and not self._must_give_up()
             if self._retrying:
                 self._changed.notify_all()  # ``flush`` does not wait while the store fails
                 self._changed.wait_for(self._must_give_up, RETRY_S)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from toolkit.errors import StoreError, first_line
+from toolkit.errors import PredictionStoreError, first_line
 from toolkit.monitoring.store import schema
 
 BUSY_TIMEOUT_S = 5  # how long a writer waits for another process to finish its transaction
@@ -31,7 +31,7 @@ class Database:
 
     Raises
     ------
-    StoreError
+    PredictionStoreError
         When the address is not that of a store, or its folder does not exist.
     """
 
@@ -45,16 +45,18 @@ class Database:
             self._engine = sa.create_engine(self._url, connect_args=wait, pool_pre_ping=not self.is_sqlite)
         except ImportError as error:
             hint = ": pip install -r requirements-postgres.txt" if "pg8000" in str(error) else ""
-            raise StoreError(f"{url!r} is not the address of a store: {first_line(error)}{hint}") from None
+            raise PredictionStoreError(f"{url!r} is not the address of a store: {first_line(error)}{hint}") from None
         except SQLAlchemyError as error:
-            raise StoreError(f"{url!r} is not the address of a store: {first_line(error)}") from None
+            raise PredictionStoreError(f"{url!r} is not the address of a store: {first_line(error)}") from None
         sa.event.listen(self._engine, "connect", _tune_sqlite if self.is_sqlite else _tune_server)
         self._process = os.getpid()
         self._ready = False
         self._on_reset: list[Callable[[], None]] = []
         self._opened: tuple[int, int] | None = None  # device and inode of the file when it was last checked
         if self._file and not self._file.parent.is_dir():
-            raise StoreError(f"the store cannot be at {self._file}: the folder {self._file.parent} does not exist")
+            raise PredictionStoreError(
+                f"the store cannot be at {self._file}: the folder {self._file.parent} does not exist"
+            )
         self.exists()
 
     def __str__(self) -> str:
@@ -72,7 +74,7 @@ class Database:
             return None
         name = self._url.database or ""
         if name in ("", ":memory:") or "mode=memory" in str(self._url):
-            raise StoreError("a store in memory cannot be shared with other threads: give a file")
+            raise PredictionStoreError("a store in memory cannot be shared with other threads: give a file")
         return None if name.startswith("file:") else Path(name)
 
     def exists(self) -> bool:
@@ -80,7 +82,7 @@ class Database:
 
         Raises
         ------
-        StoreError
+        PredictionStoreError
             When the database cannot be opened, or has the tables of another version of this program.
         """
         if self._process != os.getpid():  # a fork: the connections belong to the parent
@@ -97,7 +99,7 @@ class Database:
             version = schema.version(connection)
         if version not in (0, schema.VERSION):
             self.close()
-            raise StoreError(
+            raise PredictionStoreError(
                 f"the store {self} has schema version {version}, and this program needs {schema.VERSION}: "
                 "begin another store"
             )
@@ -185,7 +187,7 @@ class Database:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
             self.reset()  # the server may come back with another database
-            raise StoreError(f"the store {self} cannot be {doing}: {_message(error)}") from None
+            raise PredictionStoreError(f"the store {self} cannot be {doing}: {_message(error)}") from None
 
 
 def _message(error: Exception) -> str:

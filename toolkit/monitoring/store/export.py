@@ -10,7 +10,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from toolkit.errors import SettingsError, StoreError, first_line
+from toolkit.errors import PredictionStoreError, SettingsError, first_line
 from toolkit.monitoring.base.ids import format_id
 from toolkit.monitoring.base.predictions import BIASED_SOURCES
 from toolkit.monitoring.store.model_versions import ModelVersion
@@ -46,7 +46,7 @@ def export(
     if target.suffix not in ENDINGS:
         raise SettingsError(f"an export must end in {' or '.join(ENDINGS)}, got {target.name}")
     if model is None:  # a mistyped address must not replace a file by an empty one
-        raise StoreError(f"the store {store} holds no predictions")
+        raise PredictionStoreError(f"the store {store} holds no predictions")
     number, is_csv = store.versions.number(model), target.suffix == ".csv"
     found = store.database.fetch_all(sa.select(models.c.statistics).where(models.c.number == number))
     names = json.loads(found[0].statistics) if found else []
@@ -66,7 +66,7 @@ def export(
                 written += len(rows)
         temporary.replace(target)
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"the export {target} cannot be written: {first_line(error)}") from None
+        raise PredictionStoreError(f"the export {target} cannot be written: {first_line(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
     return written

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import BundleError, StoreError, first_line, suggest
+from toolkit.errors import BundleError, PredictionStoreError, first_line, suggest
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.schema import models
 
@@ -54,12 +54,12 @@ class ModelVersions:
         return self.get(found[0].version)
 
     def select(self, requested: str | None, known: ModelVersion | None = None) -> ModelVersion | None:
-        """The version of a name, else ``current``; None in an empty store, StoreError without such a version."""
+        """The version of a name, else ``current``; None in an empty store. Raises PredictionStoreError without it."""
         if requested is None:
             return self.current(known)
         found = self.get(requested)
         if found is None and (names := self.names()):
-            raise StoreError(
+            raise PredictionStoreError(
                 f"there is no model version {requested} in the store {self._database}; "
                 f"there are {suggest(names, requested)}"
             )
@@ -75,7 +75,7 @@ class ModelVersions:
         try:
             baseline = Baseline.from_bytes(row.baseline) if row.baseline is not None else None
         except BundleError as error:
-            raise StoreError(f"the store {self._database} is damaged: {first_line(error)}") from None
+            raise PredictionStoreError(f"the store {self._database} is damaged: {first_line(error)}") from None
         model = ModelVersion(row.version, tuple(json.loads(row.classes)), baseline, row.served_at)
         self._numbers[model] = row.number
         return model

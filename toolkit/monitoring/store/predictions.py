@@ -46,7 +46,7 @@ class PredictionStore:
 
     Raises
     ------
-    StoreError
+    PredictionStoreError
         When the address is not that of a store, or its folder does not exist.
 
     Examples

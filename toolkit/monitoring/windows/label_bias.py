@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.cli.commands import command_line
+from toolkit.cli.script_commands import command_line
 from toolkit.monitoring.base.thresholds import LEVELS, Thresholds
 from toolkit.monitoring.stats.hypothesis_tests import chi_square, degradation_lower_bound, total_variation
 from toolkit.monitoring.windows.summary import BANDS, WindowSummary

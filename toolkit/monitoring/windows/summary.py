@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.base.predictions import NO_CLASS
 from toolkit.monitoring.stats import hypothesis_tests
 from toolkit.monitoring.stats.performance_estimation import STEP
@@ -138,7 +138,9 @@ class WindowSummary:
     def _sums(self, sign: int, other: Self, before: Edge | None, after: Edge | None) -> dict[str, Any]:
         """The sums with those of ``other`` and of the pair of predictions where the two meet, added or subtracted."""
         if self.fingerprint != other.fingerprint:
-            raise StoreError(f"counts in the bins {self.fingerprint} and {other.fingerprint} cannot be put together")
+            raise PredictionStoreError(
+                f"counts in the bins {self.fingerprint} and {other.fingerprint} cannot be put together"
+            )
         joint = {}
         if before is not None and after is not None:
             repeats = int(before.predicted == after.predicted)
@@ -267,11 +269,11 @@ class WindowSummary:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read what ``to_bytes`` wrote; a ``StoreError`` when it is damaged."""
+        """Read what ``to_bytes`` wrote; a ``PredictionStoreError`` when it is damaged."""
         start = len(_MAGIC) + 4
         body = data[start:]
         if data[:start] != _MAGIC + zlib.crc32(body).to_bytes(4):
-            raise StoreError(f"a summary is damaged: the checksum of its {len(data):,} bytes is wrong")
+            raise PredictionStoreError(f"a summary is damaged: the checksum of its {len(data):,} bytes is wrong")
         try:
             numbers, arrays = _unpacked(body)
             confusion = Counter(dict(zip(arrays.pop("codes").tolist(), arrays.pop("numbers").tolist(), strict=True)))
@@ -282,7 +284,7 @@ class WindowSummary:
             if counts.n != counts.non_finite + counts.classes.sum() or len(counts.latency) != LATENCY_BINS:
                 raise ValueError("its numbers contradict each other")
         except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise StoreError(f"a summary is damaged: {error}") from None
+            raise PredictionStoreError(f"a summary is damaged: {error}") from None
         return counts
 
 

@@ -92,8 +92,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class CoalescingTransport:
-    """Transport that coalesces the writes of one turn of the event loop.
+class BufferedWriteTransport:
+    """Transport that gathers the writes of one turn of the event loop.
 
     uvicorn writes the headers, the body and the end of a response one by one; each would be a system call and a packet.
     """
@@ -187,7 +187,7 @@ class TimeoutH11Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected; called by asyncio."""
-        super().connection_made(cast(asyncio.Transport, CoalescingTransport(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, BufferedWriteTransport(transport, self.loop)))
         self.check_timeouts(self.loop.time())
         allowed, rejected = self._server.max_connections, self._server.rejected
         if len(self.connections) - len(rejected) <= allowed:

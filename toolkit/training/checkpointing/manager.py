@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.cli.commands import this_command
+from toolkit.cli.script_commands import this_command
 from toolkit.cli.terminal import echo
 from toolkit.errors import DataError, TrackingError
 from toolkit.tracking.run import Run

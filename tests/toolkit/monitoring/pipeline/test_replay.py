@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from support.prediction_fixtures import answers, baseline_of
 from toolkit.cli import terminal
-from toolkit.errors import DataError, SettingsError, StoreError
+from toolkit.errors import DataError, PredictionStoreError, SettingsError
 from toolkit.monitoring.alerting.findings import evaluate_window
 from toolkit.monitoring.alerting.state import AlertState
 from toolkit.monitoring.base.predictions import Predictions
@@ -435,12 +435,12 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path):
 
 def test_a_store_must_hold_the_version_and_the_same_classes(tmp_path):
     path = tmp_path / "m.db"
-    with pytest.raises(StoreError, match=r"^the store .*m.db holds no predictions$"):
+    with pytest.raises(PredictionStoreError, match=r"^the store .*m.db holds no predictions$"):
         replay(path, BASELINE, Thresholds())
     store = PredictionStore(str(path))
     store.versions.register(ModelVersion("1", ("cat", "dog")))
     store.close()
-    with pytest.raises(StoreError, match=r"^there is no model version 2 in the store .*m.db; there are 1$"):
+    with pytest.raises(PredictionStoreError, match=r"^there is no model version 2 in the store .*m.db; there are 1$"):
         replay(path, BASELINE, Thresholds(), model_version="2")
     with pytest.raises(SettingsError, match=r"^version 1 can only be replayed with a baseline that holds images$"):
         replay(path, None, Thresholds())

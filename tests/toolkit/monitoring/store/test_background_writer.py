@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import MAX_WAIT_S, ROOT, wait_until
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.store import background_writer as module
 from toolkit.monitoring.store import database
 from toolkit.monitoring.store.background_writer import BackgroundWriter
@@ -93,15 +93,15 @@ def test_waiting_for_a_store_that_takes_nothing_ends_with_one_line(monkeypatch):
     monkeypatch.setattr(module, "PUT_TIMEOUT_S", 0.05)
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.0)
     store = Store()
-    store.error = StoreError("disk full")
+    store.error = PredictionStoreError("disk full")
     writer = BackgroundWriter(store.write, capacity=4)
     writer.put(0)
     writer.flush(MAX_WAIT_S)
     assert writer.stats()["write_errors"] == 1
     said = r"4 of 9 predictions were logged: 4 wait to be stored, and the store has taken nothing for 0.05 s: disk full"
-    with pytest.raises(StoreError, match=said):
+    with pytest.raises(PredictionStoreError, match=said):
         writer.put_many(range(1, 10))
-    with pytest.raises(StoreError, match="0 of 1 predictions were logged"):
+    with pytest.raises(PredictionStoreError, match="0 of 1 predictions were logged"):
         writer.put(10)
     writer.close()
     assert writer.stats()["lost"] == 5
@@ -156,7 +156,7 @@ def test_a_late_due_time_delays_neither_items_nor_close():
     assert batches == [[1], [2]]
 
 
-@pytest.mark.parametrize("error", [StoreError("database is locked"), OSError("disk full")])
+@pytest.mark.parametrize("error", [PredictionStoreError("database is locked"), OSError("disk full")])
 def test_a_failed_batch_is_written_when_the_store_works_again(caplog, monkeypatch, error):
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
@@ -182,7 +182,7 @@ def test_a_failed_batch_is_written_when_the_store_works_again(caplog, monkeypatc
 def test_a_store_that_keeps_failing_loses_the_oldest_and_counts_them(monkeypatch):
     monkeypatch.setattr(module, "BATCH", 2)
     store, items = Store(), itertools.count()
-    store.error = StoreError("disk full")
+    store.error = PredictionStoreError("disk full")
     writer = BackgroundWriter(store.write, capacity=4, drop=True)
     while writer.stats()["lost"] <= 100:
         writer.put(next(items))
@@ -239,7 +239,7 @@ def test_whatever_happens_in_between_all_is_written_in_order(actions):
                 wanted.append(next(items))
                 assert writer.put(wanted[-1])
             elif action == "fail":
-                store.error = StoreError("database is locked")
+                store.error = PredictionStoreError("database is locked")
             else:
                 getattr(writer, action)()
         writer.close()
@@ -252,7 +252,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", MAX_WAIT_S)
     monkeypatch.setattr(module, "RETRY_S", 0.01)
     store = Store()
-    store.error = StoreError("database is locked")
+    store.error = PredictionStoreError("database is locked")
     writer = BackgroundWriter(store.write)
     writer.put_many(range(5000))
     closing = threading.Thread(target=writer.close)
@@ -262,7 +262,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
     closing.join(MAX_WAIT_S)
     assert store.items == list(range(5000))
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.1)
-    store.error = StoreError("disk full")
+    store.error = PredictionStoreError("disk full")
     writer.put_many(range(3000))
     writer.close()
     assert len(store.items) == 5000
@@ -272,7 +272,7 @@ def test_close_tries_a_store_that_fails_a_little_longer(monkeypatch, caplog):
 
 def test_close_of_a_dropping_queue_does_not_wait_for_a_failing_store(caplog):
     store = Store()
-    store.error = StoreError("database is locked")
+    store.error = PredictionStoreError("database is locked")
     writer = BackgroundWriter(store.write, drop=True)
     for item in range(5000):
         writer.put(item)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.store import database, schema
 from toolkit.monitoring.store.database import Database
 from toolkit.monitoring.store.model_versions import ModelVersion
@@ -21,27 +21,29 @@ MODEL = ModelVersion("1", ("cat", "dog"))
 
 def test_what_is_no_store_is_said_in_one_line(tmp_path):
     (tmp_path / "m.db").write_bytes(b"this is no database, whatever its name may be" * 100)
-    with pytest.raises(StoreError, match=r"^the store .*m.db cannot be opened: file is not a database$"):
+    with pytest.raises(PredictionStoreError, match=r"^the store .*m.db cannot be opened: file is not a database$"):
         Database(str(tmp_path / "m.db"))
-    with pytest.raises(StoreError, match=r"the folder .*nowhere does not exist"):
+    with pytest.raises(PredictionStoreError, match=r"the folder .*nowhere does not exist"):
         Database(str(tmp_path / "nowhere" / "m.db"))
-    with pytest.raises(StoreError, match="'nosuch://x' is not the address of a store"):
+    with pytest.raises(PredictionStoreError, match="'nosuch://x' is not the address of a store"):
         Database("nosuch://x")
-    with pytest.raises(StoreError, match="in memory"):
+    with pytest.raises(PredictionStoreError, match="in memory"):
         Database("sqlite://")
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line():
     pytest.importorskip("pg8000")
     with pytest.raises(
-        StoreError, match=r"^the store postgresql\+pg8000://me:\*\*\*@127.0.0.1:1/x cannot be opened: Can"
+        PredictionStoreError, match=r"^the store postgresql\+pg8000://me:\*\*\*@127.0.0.1:1/x cannot be opened: Can"
     ):
         Database("postgresql://me:secret@127.0.0.1:1/x")
 
 
 def test_a_server_without_its_driver_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pg8000", None)
-    with pytest.raises(StoreError, match=r"is not the address of a store: .*pip install -r requirements-postgres.txt$"):
+    with pytest.raises(
+        PredictionStoreError, match=r"is not the address of a store: .*pip install -r requirements-postgres.txt$"
+    ):
         Database("postgresql://me@127.0.0.1:1/x")
 
 
@@ -85,7 +87,7 @@ def test_a_store_of_another_schema_version_is_refused_in_one_line(address):
         connection.execute(sa.update(schema.schema_version).values(version=7))
     store.close()
     with pytest.raises(
-        StoreError, match=r"^the store .* has schema version 7, and this program needs 1: begin another"
+        PredictionStoreError, match=r"^the store .* has schema version 7, and this program needs 1: begin another"
     ):
         PredictionStore(address)
 
@@ -94,7 +96,7 @@ def test_a_read_only_store_is_read_and_not_written(file_store, prediction):
     file_store.write([prediction(1, MODEL)])
     reader = PredictionStore(f"sqlite:///file:{file_store}?mode=ro&uri=true")
     assert reader.window(MODEL).n == 1
-    with pytest.raises(StoreError, match="attempt to write a readonly database"):
+    with pytest.raises(PredictionStoreError, match="attempt to write a readonly database"):
         reader.write([prediction(2, MODEL)])
     reader.close()
 
@@ -103,14 +105,14 @@ def test_a_read_only_store_is_read_and_not_written(file_store, prediction):
 def test_a_read_only_folder_is_one_line(tmp_path):
     program = (
         "import os, sys\n"
-        "from toolkit.errors import StoreError\n"
+        "from toolkit.errors import PredictionStoreError\n"
         "from toolkit.monitoring.store.model_versions import ModelVersion\n"
         "from toolkit.monitoring.store.predictions import PredictionStore\n"
         "os.chdir('/')\n"
         "os.setuid(65534)\n"
         "try:\n"
         "    PredictionStore('/m.db').versions.register(ModelVersion('1', ('cat', 'dog')))\n"
-        "except StoreError as error:\n"
+        "except PredictionStoreError as error:\n"
         "    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
@@ -123,7 +125,7 @@ def test_a_locked_store_is_read_and_said_in_one_line(address, prediction, monkey
     writer.write([prediction(1, MODEL)])
     reason = "canceling statement due to lock timeout" if "postgresql" in address else "database is locked"
     with writer.database.writing():
-        with pytest.raises(StoreError, match=f"cannot be written: {reason}"):
+        with pytest.raises(PredictionStoreError, match=f"cannot be written: {reason}"):
             other.write([prediction(2, MODEL)])
         assert other.window(MODEL).n == 1
     assert other.write([prediction(2, MODEL)]) == 1
@@ -143,7 +145,7 @@ def test_a_full_disk_is_one_line_and_stores_all_of_a_batch_or_nothing(file_store
     with file_store.database.reading() as connection:
         pages["most"] = connection.exec_driver_sql("PRAGMA page_count").scalar() + 1
     file_store.database.reset()
-    with pytest.raises(StoreError, match="cannot be written: database or disk is full"):
+    with pytest.raises(PredictionStoreError, match="cannot be written: database or disk is full"):
         file_store.write([prediction(number, MODEL) for number in range(2, 500)])
     assert file_store.window(MODEL).n == 1
     pages["most"] = 10_000
@@ -157,9 +159,9 @@ def test_a_file_that_is_damaged_while_it_is_used_is_said_in_one_line(file_store,
     file = Path(str(file_store))
     whole = file.read_bytes()
     file.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
-    with pytest.raises(StoreError, match="cannot be read: database disk image is malformed"):
+    with pytest.raises(PredictionStoreError, match="cannot be read: database disk image is malformed"):
         file_store.window(MODEL)
-    with pytest.raises(StoreError, match=r"cannot be \w+: database disk image is malformed"):
+    with pytest.raises(PredictionStoreError, match=r"cannot be \w+: database disk image is malformed"):
         file_store.write([prediction(1000, MODEL)])
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pyarrow import parquet
 
-from toolkit.errors import SettingsError, StoreError
+from toolkit.errors import PredictionStoreError, SettingsError
 from toolkit.monitoring.store import export as module
 from toolkit.monitoring.store.export import export
 from toolkit.monitoring.store.model_versions import ModelVersion
@@ -94,7 +94,7 @@ def test_one_version_or_a_time_is_chosen(filled, tmp_path):
     assert (tmp_path / "out.csv").read_text().replace('"', "").split() == [",".join(COLUMNS)]
 
 
-@pytest.mark.parametrize("error", [StoreError("the disk is gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [PredictionStoreError("the disk is gone"), KeyboardInterrupt()])
 @pytest.mark.parametrize("ending", [".parquet", ".csv"])
 def test_what_ends_early_leaves_the_file_that_was_there(filled, tmp_path, monkeypatch, error, ending):
     path = tmp_path / f"out{ending}"
@@ -116,8 +116,8 @@ def test_what_cannot_be_written_is_said_in_one_line(store, tmp_path):
     with pytest.raises(SettingsError, match=r"^an export must end in .parquet or .csv, got out.txt$"):
         export(store, tmp_path / "out.txt", None)
     with pytest.raises(
-        StoreError, match=r"^the export .*nowhere/out.csv cannot be written: .*No such file or directory"
+        PredictionStoreError, match=r"^the export .*nowhere/out.csv cannot be written: .*No such file or directory"
     ):
         export(store, tmp_path / "nowhere" / "out.csv", ONE)
-    with pytest.raises(StoreError, match=r"^the store .* holds no predictions$"):
+    with pytest.raises(PredictionStoreError, match=r"^the store .* holds no predictions$"):
         export(store, tmp_path / "out.csv", None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.store.model_versions import ModelVersion
 
 CLASSES = ("cat", "dog")
@@ -53,5 +53,5 @@ def test_a_damaged_baseline_is_said_in_one_line(file_store):
     file_store.versions.register(ModelVersion("1", CLASSES, None, 1.0))
     with sqlite3.connect(str(file_store)) as connection:
         connection.execute("UPDATE models SET baseline = ?", (b"PK nonsense",))
-    with pytest.raises(StoreError, match=r"is damaged: the baseline cannot be read"):
+    with pytest.raises(PredictionStoreError, match=r"is damaged: the baseline cannot be read"):
         file_store.versions.current()

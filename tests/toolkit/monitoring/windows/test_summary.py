@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from support.prediction_fixtures import baseline_of, names, window_of
 from toolkit.bundle.baseline import Baseline
-from toolkit.errors import StoreError
+from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.base.predictions import Predictions
 from toolkit.monitoring.windows.reference import ReferenceBins
 from toolkit.monitoring.windows.summary import BANDS, WindowSummary
@@ -53,7 +53,7 @@ def test_damaged_bytes_are_refused_in_one_sentence(data):
     place = data.draw(st.integers(0, len(whole) - 1))
     flipped = bytes([whole[place] ^ data.draw(st.integers(1, 255))])
     for damaged in (whole[:place] + flipped + whole[place + 1 :], whole[:place], whole + flipped, flipped * place):
-        with pytest.raises(StoreError, match=r"^a summary is damaged: "):
+        with pytest.raises(PredictionStoreError, match=r"^a summary is damaged: "):
             WindowSummary.from_bytes(damaged)
 
 
@@ -69,7 +69,7 @@ def test_a_summary_takes_a_few_kilobytes():
 
 def test_counts_in_other_bins_are_not_mixed():
     other = ReferenceBins(names(3), baseline_of(500, np.random.default_rng(3)))
-    with pytest.raises(StoreError, match="cannot be put together"):
+    with pytest.raises(PredictionStoreError, match="cannot be put together"):
         BINS.empty() + other.empty()
 
 

@@ -25,7 +25,7 @@ from toolkit.serving.http.middleware import RequestRules, ServiceMiddleware
 from toolkit.serving.http.server import (
     COALESCE_BYTES,
     RESERVED_FDS,
-    CoalescingTransport,
+    BufferedWriteTransport,
     Server,
     ServerConfig,
     listen,
@@ -334,7 +334,7 @@ class FakeTransport:
 def test_writes_of_one_turn_are_coalesced():
     async def play():
         inner = FakeTransport()
-        transport = CoalescingTransport(inner, asyncio.get_running_loop())
+        transport = BufferedWriteTransport(inner, asyncio.get_running_loop())
         for data in (b"head ", b"body", b""):
             transport.write(data)
         assert inner.calls == []
@@ -362,7 +362,7 @@ def test_write_eof_on_a_reset_connection_is_no_error():
         transport, _ = await loop.create_connection(asyncio.Protocol, sock=connection)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()  # as a reset, which the loop has had no turn to notice
-        CoalescingTransport(transport, loop).write_eof()
+        BufferedWriteTransport(transport, loop).write_eof()
         transport.abort()
         await asyncio.sleep(0)
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from support import ROOT
-from toolkit.cli import commands
-from toolkit.cli.commands import as_typed, command_line, process_command, this_command
+from toolkit.cli import script_commands
+from toolkit.cli.script_commands import as_typed, command_line, process_command, this_command
 
 MANUAL = """
     python train_cnn.py --data photos/
@@ -38,18 +38,18 @@ def test_installed_commands_name_each_other(monkeypatch):
 
 def test_other_programs_print_the_installed_commands(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py"])
-    monkeypatch.setattr(commands, "DISTRIBUTION", "image-classification-toolkit")
+    monkeypatch.setattr(script_commands, "DISTRIBUTION", "image-classification-toolkit")
     assert command_line("monitoring", "labels") == "model-monitoring labels"
 
 
-@pytest.mark.parametrize("script", commands.COMMANDS)
+@pytest.mark.parametrize("script", script_commands.COMMANDS)
 def test_an_installed_command_starts_processes_under_its_name(monkeypatch, script):
-    monkeypatch.setattr(sys, "argv", [commands.COMMANDS[script]])
+    monkeypatch.setattr(sys, "argv", [script_commands.COMMANDS[script]])
     command = process_command(script)
     result = subprocess.run(
         [*command, "--folds", "-7", "--port", "-7"],
         check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 2
-    assert result.stderr.startswith(f"{commands.COMMANDS[script]}: error: ")
+    assert result.stderr.startswith(f"{script_commands.COMMANDS[script]}: error: ")
     assert len(result.stderr.splitlines()) == 1
