@@ -556,7 +556,15 @@ class ModelRegistry:
         return comparison_frame(candidates)
 
     def plot_comparison(self, versions: Sequence[int | str], *, data: str | Path | None = None) -> "Figure":
-        """``compare_models`` of up to ten versions as a figure: accuracy, classes, calibration."""
+        """``compare_models`` as a figure: accuracy, classes, calibration.
+
+        Parameters
+        ----------
+        versions
+            Numbers or stages of up to ten versions.
+        data
+            A folder of labelled images to compare them on; None for the held-out images that they share.
+        """
         from toolkit.registry.plots import comparison_figure
 
         candidates = self._chosen(versions, data)
@@ -610,6 +618,11 @@ class ModelRegistry:
 
         For a version that another tool registered, the records of its training are read too.
 
+        Parameters
+        ----------
+        stage_or_version
+            Number of the version, as 3, ``"3"`` or ``"v3"``, or its stage.
+
         Raises
         ------
         NotRegistered
@@ -629,6 +642,11 @@ class ModelRegistry:
 
     def verify(self, stage_or_version: int | str) -> Version:
         """Check a version's bundle against the digest recorded at registration, without running it.
+
+        Parameters
+        ----------
+        stage_or_version
+            Number or stage of the version.
 
         Raises
         ------

@@ -613,7 +613,13 @@ class ModelMonitor:
         return [format_id(number) for number in order[missing].tolist()]
 
     def sources(self, prediction_ids: Sequence[str]) -> dict[str, str]:
-        """Prediction id to the name of its image, for those that were logged with one."""
+        """Names of images, by prediction id.
+
+        Parameters
+        ----------
+        prediction_ids
+            Ids of predictions; those that were logged without a name are left out of the result.
+        """
         self.flush(REREAD_AFTER_S)
         found = self._store.sources([parse_prediction_id(name) for name in prediction_ids])
         return {format_id(number): name for number, name in found.items()}

@@ -287,6 +287,8 @@ def cross_validate(
     ----------
     data
         Its development images are divided into ``folds``, at least 2.
+    config
+        Hyperparameters, seed and device of all folds.
     log_fold
         Called once with the number and the result of each fold, also if the run is resumed in between.
     checkpoints
@@ -346,8 +348,17 @@ def train_final(
 ) -> TrainingResult:
     """Train on all development images for the folds' median best epoch, and log the bundle.
 
-    The configuration is that of the folds. The temperature is fitted on their validation logits, each of a
-    network that had not seen the image.
+    Parameters
+    ----------
+    run
+        The MLflow run that gets the metrics and the bundle.
+    data, config
+        Images and configuration of the folds.
+    cv
+        Result of the folds. The temperature is fitted on its validation logits, each of a network that had not seen
+        the image.
+    checkpoints
+        Saves the training as a phase, and resumes it.
     """
     checkpoints = checkpoints or CheckpointManager()
     indices = data.development
@@ -365,7 +376,20 @@ def train_final(
 
 
 def load_images(settings: DataSettings, image_size: int) -> tuple[CachedImages, Split]:
-    """Read, decode and split the images."""
+    """Read, decode and split the images.
+
+    Parameters
+    ----------
+    settings
+        The folder or the name of the data, how to split it, and the cache of decoded images.
+    image_size
+        Side in pixels.
+
+    Raises
+    ------
+    DataError
+        The data cannot be read, or have fewer than two classes.
+    """
     catalogue = open_catalogue(settings.data, settings.data_root.expanduser())
     if settings.flip is not None:
         catalogue = replace(catalogue, allow_flip=settings.flip)
