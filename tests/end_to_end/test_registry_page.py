@@ -50,7 +50,7 @@ def comparable(text):
 
 
 class Events:
-    """What the page's story needs to happen between its commands."""
+    """Events that the page's story needs between its commands."""
 
     def __init__(self, folder, log):
         self.uri, self._log = f"sqlite:///{folder}/mlflow.db", log

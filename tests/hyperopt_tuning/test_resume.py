@@ -59,7 +59,7 @@ def test_a_resumed_study_may_have_other_stop_conditions(quickest, capsys):
 
 
 def test_a_warm_start_begins_with_the_best_and_knows_the_other_trials(quickest, capsys):
-    """Of its own two trials, which run at the same time."""
+    """The two trials of the second study run at the same time."""
     context = start_study(settings(quickest, "fork", study_name="first"))
     with context.journal:
         _, best, _ = (run_trial(context.study, accuracy) for accuracy in (0.5, 0.9, 0.7))

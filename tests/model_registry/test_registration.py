@@ -1,4 +1,4 @@
-"""What becomes a version: the best run, a chosen one, one that several tools or processes register."""
+"""Registration of versions: the best run, a chosen one, and one that several tools or processes register."""
 
 import math
 from datetime import UTC

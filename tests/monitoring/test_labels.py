@@ -87,7 +87,7 @@ def test_only_a_drawn_sample_acts_unless_labels_are_trusted(how, acts):
 
 
 def test_a_drawn_sample_with_earlier_labels_is_fair():
-    """What was labelled before it was drawn is part of the sample, else only easy ones would be left in it."""
+    """Predictions labelled before they were drawn are part of the sample, else only easy ones would be left in it."""
     names = {}
     with uneven_monitor() as monitor:
         for rows, truth, ids in logged(monitor, 1000, np.random.default_rng(4)):

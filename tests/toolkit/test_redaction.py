@@ -1,4 +1,4 @@
-"""What is shown of texts that hold passwords or paths."""
+"""Texts that hold passwords or paths, as they are shown."""
 
 import pytest
 

@@ -86,7 +86,7 @@ def test_without_a_digest_nothing_tells_whether_it_is_whole(saved):
 @pytest.mark.parametrize("name", [PROGRAM, CARD, "data", "extra_files"])
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_link_is_refused_wherever_it_leads(copy, saved, name, inside):
-    """What is behind a link to a folder would not be in the digest, and could be replaced after the check."""
+    """Files behind a link to a folder would not be in the digest, and could be replaced after the check."""
     elsewhere = (copy if inside else copy.parent) / "elsewhere"
     (copy / name).rename(elsewhere)
     (copy / name).symlink_to(os.path.relpath(elsewhere, (copy / name).parent))

@@ -1,4 +1,4 @@
-"""What tests of the store share: a store of each kind, and predictions to put into it."""
+"""Fixtures of the tests of the store: a store of each kind, and predictions to put into it."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What people read in a terminal: no number contradicts another, and the worst comes first."""
+"""The report in a terminal: no number contradicts another, and the worst comes first."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a journal has taken is there afterwards, whatever becomes of the process, the disk or the file."""
+"""Entries of a journal survive, whatever becomes of the process, the disk or the file."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def written(path):
 
 
 def entries_of(path):
-    """What a process that opens it finds."""
+    """Entries that a process finds when it opens it."""
     with Journal(path) as journal:
         return journal.entries
 

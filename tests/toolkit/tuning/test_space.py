@@ -41,7 +41,7 @@ def domain_of(space):
 
 
 def sampled(space, count, seed=0):
-    """What Hyperopt keeps of random points."""
+    """Random points, as Hyperopt keeps them."""
     return [document["misc"]["vals"] for document in rand.suggest(list(range(count)), domain_of(space), Trials(), seed)]
 
 

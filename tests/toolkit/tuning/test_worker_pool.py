@@ -141,7 +141,7 @@ def events_until_the_end(pool, *keys):
 
 
 def outcome(pool, *task, key=0):
-    """How one task ends."""
+    """End of one task."""
     pool.start(key, task)
     return next(event for event in events_until_the_end(pool, key) if event.key == key and event.kind != "progress")
 

@@ -172,7 +172,7 @@ def _fallen(counts: WindowSummary, reference: WindowSummary, classes: Sequence[s
 def _impact(
     counts: WindowSummary, bins: ReferenceBins, thresholds: Thresholds, measured: Degradation, sample: LabelBias | None
 ) -> tuple[str, int | None]:
-    """What a drift may mean for accuracy, empty when unknown; and the labels that would confirm it, None when known."""
+    """Effect of a drift on accuracy, empty when unknown; and the labels that would confirm it, None when known."""
     guess = estimated_accuracy(counts, bins, thresholds)
     if guess is None or not guess.reference_accuracy:
         return "", None

@@ -94,7 +94,7 @@ def _accuracy_line(sample: LabelBias | None, before: float, n_before: int, certa
 
 
 def impact(counts: WindowSummary, guess: EstimatedAccuracy, measured: float | None, effective_n: float) -> str:
-    """What a drift may mean for accuracy, as a clause: as measured by the labels, if there are enough, or estimated."""
+    """Clause on the effect of a drift on accuracy: measured by the labels if there are enough, otherwise estimated."""
     before, n = f"(before {percent(guess.reference_accuracy or 0.0)})", counts.n_labels
     if measured is not None:
         return f"accuracy {percent(measured)} by {n:,} labels {before}"

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RequestRules:
-    """What is required of a request before its route sees it.
+    """Requirements that a request meets before its route sees it.
 
     Parameters
     ----------

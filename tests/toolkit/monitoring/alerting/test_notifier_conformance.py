@@ -1,4 +1,4 @@
-"""What every way of notifying has to keep, whichever it is: the log, a webhook, one of a program's own, a reaction.
+"""Promises of every notifier: the log, a webhook, one of a program's own, a reaction.
 
 Each test sees an implementation as the rest of the program does: through ``Notifiers``, and by what arrives.
 """
@@ -22,7 +22,7 @@ from toolkit.monitoring.alerting.webhook import WebhookNotifier
 
 
 class Kept(Notifier):
-    """What a program may plug in: it keeps what it gets."""
+    """Notifier of a program's own, which keeps what it gets."""
 
     def __init__(self, deliver=lambda: None):
         self.arrived, self._deliver = [], deliver

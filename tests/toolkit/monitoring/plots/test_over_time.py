@@ -43,7 +43,7 @@ def called(axes, label):
 
 
 def values_of(line, n):
-    """What is drawn at the middles of n points that have no gap between them."""
+    """Values drawn at the middles of n points that have no gap between them."""
     y = np.asarray(line.get_ydata(), float)
     assert len(y) == n + 3  # the first and the last are drawn to their ends, and a gap closes the line
     return y[1:-2]

@@ -1,4 +1,4 @@
-"""What belongs together: by the paths of the files, and by what they show."""
+"""Groups of images: by the paths of the files, and by what they show."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def scans(tmp_path):
 
 
 def test_copies_are_found_in_files_that_are_large_enough(scans):
-    """Those of 24 pixels are not compared."""
+    """Images of 24 pixels are not compared."""
     belonging = find_groups(scans, "scans", None, copies=True)
     assert belonging.keys is None
     names = [

@@ -1,4 +1,4 @@
-"""What is said about a data set: counts worked out by hand, and a folder with everything that goes wrong."""
+"""The report on a data set: counts worked out by hand, and a folder with everything that goes wrong."""
 
 import io
 import json

@@ -152,7 +152,7 @@ def rows_of(count):
 
 
 def shown_rows(axes):
-    """What a reader sees in each row: name, precision, recall, F1, images."""
+    """Texts of each row: name, precision, recall, F1, images."""
     points = {str(line.get_label()): line.get_ydata() for line in axes.lines}
     values = {str(line.get_label()): line.get_xdata() for line in axes.lines}
     assert all(list(places) == list(axes.get_yticks()) for places in points.values())

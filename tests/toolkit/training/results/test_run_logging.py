@@ -1,4 +1,4 @@
-"""What a run logs of a training, also when logging was interrupted."""
+"""Logs of a training in its run, also when logging was interrupted."""
 
 from dataclasses import replace
 from pathlib import Path
