@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import requests
@@ -21,6 +21,7 @@ import requests
 from toolkit.cli.terminal import echo
 from toolkit.errors import TrackingError, suggest
 from toolkit.redaction import redact_passwords
+from toolkit.system.interrupts import DeferredSignals
 from toolkit.system.sqlite_schema import migrate_once, revision_of
 from toolkit.tracking.errors import reason_of
 
@@ -221,8 +222,17 @@ def mlflow_call(action: str, timeout: int | None = None) -> Iterator[None]:
     """
     database = sys.modules.get("sqlalchemy.exc")  # not needed for a server
     kinds = (MlflowException, OSError, UnicodeError, sqlite3.Error, *([database.SQLAlchemyError] if database else []))
-    with nullcontext() if timeout is None else short_timeouts(timeout), _as_tracking_error(f"cannot {action}", *kinds):
+    limits = nullcontext() if timeout is None else short_timeouts(timeout)
+    with whole_transactions(), limits, _as_tracking_error(f"cannot {action}", *kinds):
         yield
+
+
+def whole_transactions() -> AbstractContextManager[object]:
+    """A context in which no Ctrl-C interrupts a transaction of a database, which would leave it locked.
+
+    SQLAlchemy drops a connection that a KeyboardInterrupt went through, but its traceback keeps it open.
+    """
+    return DeferredSignals() if "sqlalchemy" in sys.modules else nullcontext()
 
 
 @contextmanager

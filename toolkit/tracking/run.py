@@ -27,6 +27,7 @@ from toolkit.tracking.connection import (
     open_experiment,
     ping,
     short_timeouts,
+    whole_transactions,
 )
 from toolkit.tracking.errors import reason_of
 
@@ -216,7 +217,7 @@ class Run:
             return not self._metrics
         try:
             ping(self.client.tracking_uri)
-            with short_timeouts():
+            with whole_transactions(), short_timeouts():
                 self._deliver(until=self._clock() + ANSWER_SECONDS)
         except Exception as error:  # noqa: BLE001  a metric never ends a training
             self._next_attempt = self._clock() + RETRY_SECONDS

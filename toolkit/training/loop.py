@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from toolkit.cli.terminal import progress
 from toolkit.errors import TrainingError
+from toolkit.system.interrupts import DeferredSignals
 from toolkit.training.batches import BatchSource, ImageBatches
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 from toolkit.training.early_stopping import EarlyStopping
 from toolkit.training.features import FeatureBatches, Features
 from toolkit.training.hyperparameters import Hyperparameters
-from toolkit.training.interrupts import DeferredSignals
 from toolkit.training.networks import FrozenBackbone
 from toolkit.training.train_step import TrainStep
 

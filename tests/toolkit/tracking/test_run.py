@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -59,6 +62,25 @@ def test_a_run_ends_with_the_status_that_fits(database, raised, status, failure)
     assert logged.info.status == status
     assert logged.data.tags.get("failure") == failure
     assert logged.data.metrics == {"loss": 0.5}  # what was measured before it ended is there
+
+
+def test_ctrl_c_within_a_transaction_leaves_the_store_unlocked(database):
+    """Otherwise no later write of this process gets through, and the run stays RUNNING for ever."""
+
+    def ctrl_c(_connection, _cursor, statement, *_):
+        if statement.startswith("INSERT"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = start_run(database)
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped, run:
+            run.params({"epochs": 1})
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", ctrl_c)
+    assert database.get_run(run.id).info.status == "KILLED"
+    assert database.get_run(run.id).data.params == {"epochs": "1"}
+    del stopped  # its traceback would hold what the interrupt left open
 
 
 def test_a_run_says_what_it_is(store, monkeypatch):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM held back until a step is finished and saved."""
+"""Ctrl-C and SIGTERM held back until a step or a transaction is finished."""
 
 import signal
 import sys
@@ -14,8 +14,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class DeferredSignals:
     """A context that holds back Ctrl-C and SIGTERM.
 
-    A second Ctrl-C is not held back. Outside the main thread, where Python delivers no signals,
-    the context does nothing.
+    A second Ctrl-C is not held back. When the context ends, also by an error, the handler that was there
+    before gets the signal, unless ``act`` has raised it. Outside the main thread, where Python delivers no
+    signals, the context does nothing.
 
     Examples
     --------
@@ -34,11 +35,11 @@ class DeferredSignals:
             self._handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if kind is None and self.received is not None:  # by a signal after the last check
-            self.act()
+        if self.received is not None and not issubclass(kind or Exception, KeyboardInterrupt | SystemExit):
+            signal.raise_signal(self.received)
 
     def act(self) -> None:
         """Raise what the received signal stands for: SystemExit or KeyboardInterrupt."""

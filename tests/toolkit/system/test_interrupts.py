@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a step."""
+"""Ctrl-C and SIGTERM during a step or a transaction."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from toolkit.training.interrupts import DeferredSignals
+from toolkit.system.interrupts import DeferredSignals
 
 
 def send(number):
@@ -66,13 +66,27 @@ def test_a_signal_after_the_last_check_is_raised_at_exit():
         interrupted(lambda _: send(signal.SIGINT))
 
 
-def test_an_error_takes_precedence_over_a_signal():
+def test_a_signal_outlasts_an_error():
     def work(_):
         send(signal.SIGINT)
         raise ValueError("broken")
 
-    with pytest.raises(ValueError, match=r"^broken$"):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         interrupted(work)
+    assert str(stopped.value.__context__) == "broken"
+
+
+def test_the_context_around_gets_a_signal_of_the_one_within():
+    done = []
+
+    def work(around):
+        interrupted(lambda _: send(signal.SIGINT))
+        done.append(around.received)
+        around.act()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(work)
+    assert done == [signal.SIGINT]
 
 
 def test_signals_are_left_alone_outside_the_main_thread():
