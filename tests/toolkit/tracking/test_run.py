@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -11,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sqlalchemy
 from matplotlib.figure import Figure
 from PIL import Image
 
 from support.colours import COLOURS, ColourNetwork, colour_baseline, colour_card, colour_pixels
+from support.ctrl_c import ctrl_c_at
 from support.mlflow_stores import start_run
 from toolkit.bundle.files import DIGEST_TAG
 from toolkit.bundle.program import Program, load_bundle, save_bundle
@@ -66,18 +64,9 @@ def test_a_run_ends_with_the_status_that_fits(database, raised, status, failure)
 
 def test_ctrl_c_within_a_transaction_leaves_the_store_unlocked(database):
     """Otherwise no later write of this process gets through, and the run stays RUNNING for ever."""
-
-    def ctrl_c(_connection, _cursor, statement, *_):
-        if statement.startswith("INSERT"):
-            os.kill(os.getpid(), signal.SIGINT)
-
     run = start_run(database)
-    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", ctrl_c)
-    try:
-        with pytest.raises(KeyboardInterrupt) as stopped, run:
-            run.params({"epochs": 1})
-    finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", ctrl_c)
+    with pytest.raises(KeyboardInterrupt) as stopped, ctrl_c_at("INSERT"), run:
+        run.params({"epochs": 1})
     assert database.get_run(run.id).info.status == "KILLED"
     assert database.get_run(run.id).data.params == {"epochs": "1"}
     del stopped  # its traceback would hold what the interrupt left open

@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from toolkit.errors import PredictionStoreError, first_line
 from toolkit.monitoring.store import schema
+from toolkit.system.interrupts import DeferredSignals
 
 BUSY_TIMEOUT_S = 5  # how long a writer waits for another process to finish its transaction
 WRITER_LOCK = 1_886_545_252  # of the advisory lock that a writer holds in PostgreSQL: "pred" as a number
@@ -129,10 +130,13 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction, in existing tables and with no concurrent writer."""
+        """A transaction, in existing tables and with no concurrent writer.
+
+        Ctrl-C waits for its end: a traceback that a notebook keeps would keep the store locked.
+        """
         if not self.exists():
             self._create()
-        with self._translated("written"), self._engine.begin() as connection:
+        with DeferredSignals(), self._translated("written"), self._engine.begin() as connection:
             self._lock(connection)
             yield connection
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from support.ctrl_c import ctrl_c_at
 from toolkit.errors import PredictionStoreError
 from toolkit.monitoring.store import database, schema
 from toolkit.monitoring.store.database import Database
@@ -29,6 +30,16 @@ def test_what_is_no_store_is_said_in_one_line(tmp_path):
         Database("nosuch://x")
     with pytest.raises(PredictionStoreError, match="in memory"):
         Database("sqlite://")
+
+
+def test_ctrl_c_within_a_transaction_leaves_the_store_unlocked(tmp_path, prediction):
+    store = PredictionStore(str(tmp_path / "m.db"))
+    with pytest.raises(KeyboardInterrupt) as stopped, ctrl_c_at("INSERT INTO predictions"):
+        store.write([prediction(1, MODEL)])
+    with sqlite3.connect(tmp_path / "m.db", timeout=0) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert other.execute("SELECT count(*) FROM predictions").fetchone() == (1,)
+    del stopped  # a notebook keeps the traceback too
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line():
