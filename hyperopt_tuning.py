@@ -17,10 +17,10 @@ checkpoint in the same folder, so --resume loses nothing whatever ended the sear
 is one run, its trials are nested runs, and their folds are nested in those.
 """
 
-from toolkit.cli.import_interrupt import exit_on_interrupt
+from toolkit.cli.startup import begin_imports
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    begin_imports()
 
 import shlex
 import time

@@ -19,10 +19,10 @@ Production both are compared on the same images: a significantly worse one is re
 and a --reason are given. --data photos/ compares them on images of your own, one sub-folder a class.
 """
 
-from toolkit.cli.import_interrupt import exit_on_interrupt
+from toolkit.cli.startup import begin_imports
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    begin_imports()
 
 import json
 import logging

@@ -25,10 +25,10 @@ Everything is kept in one SQL database, ``monitoring.db`` in the working directo
 ``--store`` or MONITORING_STORE names another. Reading never changes it; ``labels`` stores the drawn sample.
 """
 
-from toolkit.cli.import_interrupt import exit_on_interrupt
+from toolkit.cli.startup import begin_imports
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    begin_imports()
 
 import json
 import logging

@@ -23,10 +23,10 @@ SIGTERM and Ctrl-C end it with status 0 once all accepted requests are answered 
 sums over all of them.
 """
 
-from toolkit.cli.import_interrupt import exit_on_interrupt
+from toolkit.cli.startup import begin_imports
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    begin_imports()
 
 import asyncio
 import ipaddress

@@ -15,10 +15,10 @@ state to resume it from, and then its weights. Every flag can be given as a vari
 TRAIN_EPOCHS=20.
 """
 
-from toolkit.cli.import_interrupt import exit_on_interrupt
+from toolkit.cli.startup import begin_imports
 
 if __name__ == "__main__":
-    exit_on_interrupt()
+    begin_imports()
 
 import subprocess
 from collections.abc import Callable, Iterator, Sequence

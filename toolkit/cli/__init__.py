@@ -1,1 +1,1 @@
-"""The scripts as command lines: import_interrupt, script_commands, safe_names < settings, terminal < data_settings."""
+"""The scripts as command lines: startup, script_commands, safe_names < settings, terminal < data_settings."""

@@ -11,7 +11,6 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 """
 
 import argparse
-import gc
 import io
 import re
 import signal
@@ -30,9 +29,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
 from pydantic_settings import SettingsError as SourceError
 
-from toolkit.cli.import_interrupt import EXIT_INTERRUPTED, restore_interrupt
 from toolkit.cli.safe_names import display_name
 from toolkit.cli.script_commands import as_typed
+from toolkit.cli.startup import EXIT_INTERRUPTED, end_imports
 from toolkit.errors import SettingsError, ToolkitError, first_line, suggest
 
 EXIT_BAD_INPUT = 2
@@ -146,12 +145,11 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     A ``ToolkitError`` becomes one line on standard error and status 2, Ctrl-C status 130 and
     SIGTERM status 143; both unwind the stack, so that open files are closed and saved.
     """
-    restore_interrupt()
+    end_imports()
     signal.signal(signal.SIGTERM, _raise_terminated)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it, so no name ends a run
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, which is not used
-    gc.freeze()  # imported objects stay; each collection would spend a quarter of a second on them
     sys.exit(_status_of(main))
 
 

@@ -260,9 +260,7 @@ class Run:
         with mlflow_call(f"log {name}"), tempfile.TemporaryDirectory() as folder:
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.draw_without_rendering()  # lays it out once, not at each drawing below
-            figure.set_layout_engine("none")
-            figure.savefig(path, dpi=120, bbox_inches="tight")
+            figure.savefig(path, dpi=120)  # without bbox_inches="tight", which would draw it twice
             self.client.log_artifacts(self.id, folder)
 
     def new_model(self, name: str = "model") -> str:

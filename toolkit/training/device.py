@@ -116,6 +116,8 @@ def configure_torch(*, deterministic: bool = False, threads: int | None = None) 
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
+    if deterministic == torch.are_deterministic_algorithms_enabled():
+        return  # to say it again would import torch's compiler, which takes a second
     try:
         torch.use_deterministic_algorithms(deterministic)
     except OSError as error:

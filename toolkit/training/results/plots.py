@@ -28,7 +28,12 @@ from toolkit.training.loop import EpochMetrics
 MAX_COUNTED = 30  # classes whose confusions are written as numbers
 MAX_NAMED = 200  # classes whose names are readable in one plot
 ROWS_PER_COLUMN = 50  # of the per-class plot
-MISTAKES_PER_ROW, MAX_MISTAKES = 6, 24
+MISTAKES_PER_ROW, MAX_MISTAKES, MIN_COLUMNS = 6, 24, 3
+CELL, GAP, TITLE = (
+    (2.2, 2.5),
+    0.1,
+    0.4,
+)  # inches: width and height of each, around its image, and of the title above all
 ONE_LINE_LENGTH = 26  # characters of two class names above a mistake
 
 
@@ -141,17 +146,23 @@ def mistakes_plot(
     if not shown:
         return empty_figure("no held-out image was classified wrongly")
     columns = min(MISTAKES_PER_ROW, shown)
-    rows = math.ceil(shown / columns)
-    figure = Figure(figsize=(2.2 * columns, 2.5 * rows + 0.4), layout="constrained")
-    cells = figure.subplots(rows, columns, squeeze=False).flat
-    for index, axes in enumerate(cells):
-        axes.set_axis_off()
-        if index < shown:
-            axes.imshow(pixels[index])
-            names = [class_label(classes[label]) for label in (true[index], predicted[index])]
-            gap = "\n" if sum(map(len, names)) > ONE_LINE_LENGTH else " "
-            axes.set_title(f"{names[0]} →{gap}{names[1]} {confidence[index]:.2f}", fontsize=8)
-    figure.suptitle("the most confident mistakes: true → predicted, confidence")
+    width = CELL[0] * max(columns, MIN_COLUMNS)  # wide enough for the title
+    height = CELL[1] * math.ceil(shown / columns)
+    figure = Figure(figsize=(width, height + TITLE))
+    axes = figure.add_axes((0, 0, 1, height / (height + TITLE)))  # one of inches for all images: each costs 30 ms
+    for index in range(shown):
+        left, top = CELL[0] * (index % columns), CELL[1] * (index // columns)
+        sides = (left + GAP, left + CELL[0] - GAP, top + CELL[1] - GAP, top + CELL[1] - CELL[0] + GAP)
+        axes.imshow(pixels[index], extent=sides, aspect="auto")
+        names = [class_label(classes[label]) for label in (true[index], predicted[index])]
+        gap = "\n" if sum(map(len, names)) > ONE_LINE_LENGTH else " "
+        title = f"{names[0]} →{gap}{names[1]} {confidence[index]:.2f}"
+        axes.text(left + CELL[0] / 2, sides[-1] - GAP / 2, title, ha="center", va="bottom", fontsize=8)
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    figure.suptitle(
+        "the most confident mistakes: true → predicted, confidence", va="center", y=1 - TITLE / 2 / (height + TITLE)
+    )
     return draw_names(figure)
 
 

@@ -146,7 +146,6 @@ def log_result(
         "temperature": temperature,
         "gpu_memory_mb": peak_gpu_memory_mb(config.device),
     }
-    _log_tables_and_plots(run, data, fitted, evaluation, probabilities, before)
     scored = {"accuracy": evaluation.accuracy, **evaluation.weighted, "calibration_error": evaluation.calibration_error}
     card = Card(
         classes=data.classes,
@@ -161,6 +160,7 @@ def log_result(
         versions=library_versions(),
     )
     _log_bundle(run, Program(network, temperature), card, _baseline(data, probabilities))
+    _log_tables_and_plots(run, data, fitted, evaluation, probabilities, before)  # when the bundle is safe
     run.metrics(metrics)  # last, because a run that is interrupted before this will measure them again
     return TrainingResult(run, fitted, evaluation, {**metrics, **{name: item.value for name, item in measured.items()}})
 

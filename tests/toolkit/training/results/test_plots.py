@@ -41,8 +41,15 @@ def apart(boxes):
 
 
 def images_in(figure):
-    """Title and pixels of each axes that shows an image, row by row."""
-    return [(axes.get_title(), np.asarray(axes.images[0].get_array())) for axes in figure.axes if axes.images]
+    """Title, which is above it, and pixels of each image of a figure, row by row."""
+    (axes,) = figure.axes
+    shown = []
+    for image, title in zip(axes.images, axes.texts, strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert left < title.get_position()[0] < right
+        assert bottom > top > title.get_position()[1] > top - 0.1
+        shown.append((title.get_text(), np.asarray(image.get_array())))
+    return shown
 
 
 def texts(labels):
@@ -217,7 +224,9 @@ def test_at_most_24_mistakes_with_titles_that_do_not_overlap(count):
     seen = images_in(figure)
     assert len(seen) == min(count, 24)
     assert all((shown == pixels[n]).all() for n, (_, shown) in enumerate(seen))
-    assert apart([axes.title.get_window_extent() for axes in figure.axes if axes.images])
+    boxes = [each.get_window_extent() for each in (*figure.axes[0].images, *figure.axes[0].texts, figure._suptitle)]
+    assert apart(boxes)
+    assert all(figure.bbox.fully_contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
 def test_where_there_is_no_mistake_the_figure_says_so():

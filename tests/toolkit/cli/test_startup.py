@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
-from toolkit.cli.import_interrupt import exit_on_interrupt, restore_interrupt
+from toolkit.cli.startup import begin_imports, end_imports
 
 SCRIPTS = ("train_cnn.py", "hyperopt_tuning.py", "model_registry.py", "monitoring.py", "serve_model.py")
 
@@ -35,9 +35,9 @@ def test_ctrl_c_during_the_imports_is_one_line_and_status_130(script, moment):
 
 def test_only_the_imports_end_like_that():
     try:
-        exit_on_interrupt()
+        begin_imports()
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-        restore_interrupt()
+        end_imports()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     finally:
@@ -47,16 +47,14 @@ def test_only_the_imports_end_like_that():
 def test_a_signal_that_is_ignored_stays_so():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        exit_on_interrupt()
-        restore_interrupt()
+        begin_imports()
+        end_imports()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_nothing_that_takes_time_is_imported_for_it():
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(ROOT))!r}); import toolkit.cli.import_interrupt; print(*sys.modules)"
-    )
+    code = f"import sys; sys.path.insert(0, {str(Path(ROOT))!r}); import toolkit.cli.startup; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not {"pathlib", "typing", "re", "argparse", "pydantic"} & set(ended.stdout.split())
