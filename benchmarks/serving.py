@@ -11,8 +11,8 @@ All answer for one ResNet-18 of random weights at 224 px, on the same JPEG files
 4000 x 3000 pixels, over loopback from one other process with kept-alive connections:
 
     ours        serve_model.py as it starts by itself, monitoring on; a raw image/jpeg body
-    limit       decode and infer in one process without HTTP, in as many plain threads as cores at most,
-                by the project's decoder and the engine that ours picks
+    limit       decode and infer in one process without HTTP, in as many plain threads as ours has, or
+                as there are clients, by the project's decoder and the engine that ours picks
     FastAPI     a threaded function with an UploadFile; torch in float32, torchvision's transforms; a form
     LitServe    batches of 8 within 10 ms, two workers, as in its own comparison with FastAPI; base64 in JSON
     MLflow      mlflow models serve on the same bundle; the decoded image as numbers in JSON, which is
@@ -64,8 +64,9 @@ from benchmarks.servers import (  # noqa: E402
     reload,
     running,
 )
+from serve_model import ServeSettings  # noqa: E402
 from toolkit.bundle.program import load_bundle  # noqa: E402
-from toolkit.cli.settings import run_script  # noqa: E402
+from toolkit.cli.settings import parse, run_script  # noqa: E402
 from toolkit.cli.terminal import echo, table  # noqa: E402
 from toolkit.images.decoding import load_image  # noqa: E402
 from toolkit.serving.models.engines import select_engine  # noqa: E402
@@ -204,7 +205,9 @@ def _limit(
 
     for case in CASES:
         shared = (case, itertools.count(), time.monotonic() + seconds)
-        threads = [Thread(target=work, args=shared) for _ in range(min(case.clients, usable_cores()))]
+        threads = [
+            Thread(target=work, args=shared) for _ in range(min(case.clients, parse(ServeSettings, None, ()).n_threads))
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

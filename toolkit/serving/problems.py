@@ -8,17 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from toolkit.errors import ImageTooLarge, ToolkitError, UndecodableImage, UnsupportedImage
 
 MEDIA_TYPE = "application/problem+json"
 ERROR_MEMBER_PATHS = re.compile(r"/(v2|ping|invocations|version)(/|$)")  # of other protocols
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,23 @@ def from_validation_error(error: RequestValidationError) -> Problem:
         return Problem(MALFORMED, "the body is not valid JSON")
     detail = "; ".join(f"{one['where']}: {one['rule']}" for one in errors[:3])
     return Problem(INVALID, detail, more={"errors": errors[:20]})
+
+
+def validated(model: type[ModelT], value: object, *place: str) -> ModelT:
+    """A value of a request, found at a ``place`` of it, as a model; the problem that FastAPI would raise otherwise.
+
+    >>> class Size(BaseModel):
+    ...     width: int
+    >>> validated(Size, {}, "query")
+    Traceback (most recent call last):
+        ...
+    toolkit.serving.problems.Problem: 422: query.width: Field required
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    raise from_validation_error(RequestValidationError([{**one, "loc": (*place, *one["loc"])} for one in errors]))
 
 
 def _error_entry(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -5,10 +5,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
@@ -141,6 +141,27 @@ class ServiceMiddleware:
             "client": request.client.host if request.client else None,
         }
         logger.info("request", extra={"request": {name: value for name, value in facts.items() if value is not None}})
+
+
+class DirectEndpoints:
+    """ASGI middleware that answers the POST requests to some paths itself, past the layers and the router behind it.
+
+    Parameters
+    ----------
+    app
+        The ASGI application for all other requests.
+    endpoints
+        Path to function that makes the response, or raises what ``ServiceMiddleware`` answers.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Callable[[Request], Awaitable[Response]]]) -> None:
+        self.app = app
+        self.endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self.endpoints.get(scope["path"]) if scope.get("method") == "POST" else None
+        answer: ASGIApp = await endpoint(Request(scope, receive)) if endpoint else self.app
+        await answer(scope, receive, send)
 
 
 class _Response:

@@ -15,9 +15,7 @@ from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import ValidationError
 
 from toolkit.serving import problems, schemas
 from toolkit.serving.http import request_body
@@ -194,11 +192,7 @@ def _outputs(count: int, classes: int) -> list[schemas.TensorMetadata]:
 def _parse_request(head: bytes, data: bytes, max_images: int, size: int) -> tuple[InferRequest, list[ImageSource]]:
     per_image = request_body.VALUES_PER_IMAGE + request_body.values_of_pixels(size)
     value = request_body.load_json(head, MAX_OTHER_VALUES + max_images * per_image)
-    try:
-        parsed = InferRequest.model_validate(value)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        raise problems.from_validation_error(RequestValidationError(errors)) from None
+    parsed = problems.validated(InferRequest, value)
     return parsed, _images(parsed.inputs[0], data, max_images, size)
 
 

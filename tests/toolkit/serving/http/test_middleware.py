@@ -11,7 +11,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.routing import Mount
 
-from toolkit.serving.http.middleware import CLIENT_CLOSED_REQUEST, MAX_PATH_LENGTH, RequestRules, ServiceMiddleware
+from toolkit.serving.http.middleware import (
+    CLIENT_CLOSED_REQUEST,
+    MAX_PATH_LENGTH,
+    DirectEndpoints,
+    RequestRules,
+    ServiceMiddleware,
+)
 from toolkit.serving.inference.admission import AdmissionController
 from toolkit.serving.metrics import ServiceMetrics
 from toolkit.serving.problems import OVERLOADED, Problem
@@ -104,6 +110,25 @@ def test_unknown_paths_and_methods_count_as_other(app, ask, metrics):
     text = metrics.prometheus("")[0].decode()
     assert 'method="other",route="other",status="404"} 30.0' in text
     assert "VERB" not in text
+
+
+def test_a_direct_endpoint_answers_posts_to_its_path_alone(app, ask, metrics):
+    async def endpoint(request):
+        body = await request.body()
+        if not body:
+            raise Problem(OVERLOADED, "nothing was sent", {"Retry-After": "7"})
+        return Response(body + request.state.request_id.encode())
+
+    direct = DirectEndpoints(app, {"/predict": endpoint})
+    outer = ServiceMiddleware(direct, metrics, RequestRules(LIMIT), paths=("/predict",))
+    answer = ask(outer, "POST", "/predict", content=b"image ", headers={"X-Request-ID": "abc"})
+    assert (answer.text, answer.headers["X-Request-ID"]) == ("image abc", "abc")
+    refusal = ask(outer, "POST", "/predict")
+    assert (refusal.status_code, refusal.headers["Retry-After"]) == (503, "7")
+    assert refusal.json()["detail"] == "nothing was sent"
+    assert ask(outer, "POST", "/predict", content=b"x" * (LIMIT + 1)).status_code == 413
+    assert ask(direct, "GET", "/predict").json() == ask(direct, "POST", "/models/a").json() == "answered"
+    assert metrics.summary()["requests"]["/predict"] == {"200": 2, "503": 1, "413": 1}
 
 
 @pytest.mark.parametrize("valid", ["abc", "4bf92f35-77b3.4da6_a3ce", "x" * 64])
