@@ -91,6 +91,7 @@ from toolkit.errors import DataError, SettingsError
 from toolkit.system.metrics import SystemMetrics
 from toolkit.tracking.connection import MlflowClient, connect
 from toolkit.tracking.run import Run
+from toolkit.training import gpu
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from toolkit.training.checkpointing.manager import CheckpointManager
 from toolkit.training.data.cache import Cache, CachedImages, decode
@@ -422,7 +423,10 @@ def hyperparameters_of(settings: Hyperparameters) -> Hyperparameters:
 def use_machine(settings: DataSettings, world: World = SINGLE_PROCESS, threads: int | None = None) -> Device:
     """Configure torch and choose the device; ``threads`` of None are as many as this process has cores."""
     configure_torch(deterministic=settings.deterministic, threads=threads)
-    return Device.choose(settings.precision, compiled=settings.compile, world=world)
+    device = Device.choose(settings.precision, compiled=settings.compile, world=world)
+    if device.name == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # this process may have trained before
+    return device
 
 
 @contextmanager
@@ -499,7 +503,8 @@ def _fit_final(
     checkpoints: CheckpointManager,
 ) -> FitResult:
     """Train the network that will be logged, and log each epoch."""
-    system_metrics, hparams, device = SystemMetrics(), config.hparams, config.device
+    hparams, device = config.hparams, config.device
+    system_metrics = SystemMetrics(gpu.uuid() if device.name == "cuda" else None)
 
     def on_epoch(epoch: EpochMetrics, _: nn.Module, best: bool) -> None:
         readings = {**system_metrics.read(), "gpu_memory_mb": peak_gpu_memory_mb(device)}
@@ -518,9 +523,10 @@ def _fit_final(
         checkpoint_share=CHECKPOINT_SHARE,
         bar="training",
     )
-    return fit(
-        build_seeded_network(data, config), training, validation, config, callbacks, checkpoints.state(FINAL_PHASE)
-    )
+    state = checkpoints.state(FINAL_PHASE)
+    fitted = fit(build_seeded_network(data, config), training, validation, config, callbacks, state)
+    device.world.leave()
+    return fitted
 
 
 def _epoch_line(epoch: EpochMetrics, epochs: int, best: bool) -> str:

@@ -26,7 +26,7 @@ from toolkit.serving.schemas import Prediction
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("train_cnn", "hyperopt_tuning", "model_registry", "monitoring", "serve_model")
-OTHER_FLAGS = {"--help", "--nproc-per-node", "--part", "--quick"}  # of torchrun and the benchmarks
+OTHER_FLAGS = {"--device", "--help", "--nproc-per-node", "--part", "--quick"}  # of torchrun and the benchmarks
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SERVERS = {"mlflow server": ("5000", "/health"), "python serve_model.py": ("8000", "/readyz")}
 SPACE = "image_size: 16\nepochs: [1, 2]\n"

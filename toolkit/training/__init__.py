@@ -1,1 +1,3 @@
-"""Training of one network: data/ < networks, batches, features < train_step < loop < checkpointing/, results/."""
+"""Training of one network: data/, gpu < device < networks, batches, features < train_step < loop < checkpointing/,
+results/.
+"""

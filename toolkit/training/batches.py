@@ -12,8 +12,10 @@ from toolkit.bundle.program import IMAGENET_MEAN, IMAGENET_STD
 from toolkit.training.augment import augment
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
+from toolkit.training.gpu import to_device
 
 GPU_MEMORY_SHARE = 0.5  # of the free memory that images may take; the rest is for the network
+CHUNK = 4096  # images that are copied to a GPU at a time, so that the machine's own memory need not hold them all
 
 
 class BatchSource(Protocol):
@@ -46,7 +48,7 @@ class ImageBatches:
         self._subset, self._device, self._strength = subset, device, strength
         size = len(subset) * int(np.prod(subset.pixels.shape[1:]))
         fits = device.name == "cuda" and size <= GPU_MEMORY_SHARE * torch.cuda.mem_get_info()[0]
-        self._resident = torch.from_numpy(subset.pixels[subset.indices]).to("cuda") if fits else None
+        self._resident = _copy_to_gpu(subset, device) if fits else None
 
     def train(self, positions: NDArray[np.int64], size: int, noise: torch.Generator) -> Tensor:
         """Augmented images, float32 (B, 3, size, size)."""
@@ -63,12 +65,18 @@ class ImageBatches:
 
     def _images(self, positions: NDArray[np.int64]) -> Tensor:  # uint8 (B, 3, H, W), channels last, on the device
         if self._resident is not None:
-            chosen = self._resident[torch.from_numpy(positions).to(self._device.name)]
+            chosen = self._resident[to_device(positions, self._device.name)]
         else:
-            chosen = torch.from_numpy(self._subset.pixels[self._subset.indices[positions]])
-            if self._device.name == "cuda":
-                chosen = chosen.pin_memory().to("cuda", non_blocking=True)
+            chosen = to_device(self._subset.pixels[self._subset.indices[positions]], self._device.name)
         return chosen.permute(0, 3, 1, 2)
+
+
+def _copy_to_gpu(subset: Subset, device: Device) -> Tensor:
+    """The images of a subset in the GPU's memory, uint8 (N, H, W, 3)."""
+    images = torch.empty((len(subset), *subset.pixels.shape[1:]), dtype=torch.uint8, device=device.name)
+    for start in range(0, len(subset), CHUNK):
+        images[start : start + CHUNK] = to_device(subset.pixels[subset.indices[start : start + CHUNK]], device.name)
+    return images
 
 
 def _unit(images: Tensor) -> Tensor:
@@ -78,6 +86,10 @@ def _unit(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its deviation; (N, 3, H, W) in [0, 1] -> channels last."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = (_per_channel(values, images) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _per_channel(values: tuple[float, ...], images: Tensor) -> Tensor:
+    """A value for each channel, (1, 3, 1, 1), made on the images' device: Python waits for a GPU to copy it there."""
+    return torch.stack([images.new_full((), value) for value in values]).view(1, 3, 1, 1)

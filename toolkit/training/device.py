@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toolkit.cli.terminal import echo, muted
 from toolkit.errors import SettingsError, first_line
 from toolkit.system.metrics import usable_cores
+from toolkit.training import gpu
 
 RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun, with WORLD_SIZE
 
@@ -42,8 +43,7 @@ class World:
         """Whether ``flag`` is true in any process."""
         if self.size == 1:
             return flag
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        return self.sum(torch.tensor([float(flag)], device=device)).item() > 0
+        return self.sum(torch.tensor([float(flag)])).item() > 0  # on the CPU: no process waits for its GPU
 
     def broadcast_buffers(self, network: nn.Module) -> None:
         """Copy rank 0's weights and statistics to every process; batch statistics differ between them."""
@@ -62,6 +62,11 @@ class World:
         dist.all_gather(pieces, padded)
         return torch.stack(pieces, dim=1).flatten(0, 1)[:count]  # piece r holds the rows r, r + size, ...
 
+    def leave(self) -> None:
+        """End the exchange: NCCL ends it in all processes together, and the first has minutes of work left."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
 
 SINGLE_PROCESS = World()
 
@@ -78,7 +83,7 @@ class Device:
     @classmethod
     def choose(cls, precision: str = "auto", *, compiled: bool = False, world: World = SINGLE_PROCESS) -> "Device":
         """The GPU if there is one; bfloat16 if ``precision`` is ``auto`` and the hardware multiplies it natively."""
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if gpu.is_usable() else "cpu"
         native = multiplies_bfloat16(name)
         half = precision == "bfloat16" or (precision == "auto" and native)
         return cls(name, torch.bfloat16 if half else torch.float32, compiled, world)
@@ -88,8 +93,15 @@ class Device:
         return torch.autocast(self.name, self.dtype, enabled=self.dtype is not torch.float32)
 
     def generator(self) -> torch.Generator:
-        """A source of random numbers on the device."""
-        return torch.Generator(self.name)
+        """A source of random numbers on the device, a GPU by its number: each process of torchrun has another."""
+        return torch.Generator(f"cuda:{torch.cuda.current_device()}" if self.name == "cuda" else self.name)
+
+    def seed(self, number: int) -> None:
+        """Seed torch's own generator of the device; ``torch.manual_seed`` also looks for all other kinds of device."""
+        if self.name == "cuda":
+            torch.cuda.manual_seed(number)
+        else:
+            torch.default_generator.manual_seed(number)
 
     def __str__(self) -> str:
         several = f", {self.world.size} processes" if self.world.size > 1 else ""
@@ -114,6 +126,7 @@ def configure_torch(*, deterministic: bool = False, threads: int | None = None) 
     _keep_freed_memory()
     torch.set_num_threads(threads or max(1, usable_cores() // _processes_here()))
     torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions in float32 have 10 bits of 23 on a GPU
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
     if deterministic == torch.are_deterministic_algorithms_enabled():
@@ -170,15 +183,27 @@ def init_distributed() -> Iterator[World]:
             echo(f"waiting for the other processes, since WORLD_SIZE is {size}; unset it if there are none")
         try:
             with _ended_by_signals():
-                if torch.cuda.is_available():
-                    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-                dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+                dist.init_process_group("cpu:gloo,cuda:nccl" if _use_own_gpu() else "gloo")
         except (KeyError, ValueError, OSError, RuntimeError) as error:  # torch's own are kinds of the last
             raise SettingsError(f"the {size} processes cannot be joined: {first_line(error)}; {advice}") from None
+        world = World(int(rank), size)
         try:
-            yield World(dist.get_rank(), size)
+            yield world
         finally:
-            dist.destroy_process_group()
+            world.leave()
+
+
+def _use_own_gpu() -> bool:
+    """Whether there are GPUs; the one with this process's number becomes its own."""
+    if not torch.cuda.is_available():
+        return False
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
+        raise SettingsError(
+            f"process {local + 1} of this machine has no GPU: lower --nproc-per-node to at most {count}"
+        )
+    torch.cuda.set_device(local)
+    return True
 
 
 def _size() -> int:

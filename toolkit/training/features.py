@@ -14,6 +14,7 @@ from toolkit.cli.terminal import progress
 from toolkit.training.batches import ImageBatches
 from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
+from toolkit.training.gpu import one_line_errors, to_device
 from toolkit.training.hyperparameters import Hyperparameters
 
 BATCH_SIZE = 128
@@ -28,6 +29,7 @@ class Features:
     rows: NDArray[np.int64]  # (M,), the row in ``views`` of each image of the data set; -1 where there is none
 
     @classmethod
+    @one_line_errors()
     def of(
         cls,
         backbone: nn.Module,
@@ -103,4 +105,4 @@ class FeatureBatches:
         return self._views[0, self._at(positions)]
 
     def _at(self, positions: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self._rows[positions]).to(self._views.device)
+        return to_device(self._rows[positions], self._views.device.type)

@@ -22,6 +22,7 @@ from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 from toolkit.training.early_stopping import EarlyStopping
 from toolkit.training.features import FeatureBatches, Features
+from toolkit.training.gpu import StepTimes, one_line_errors
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.networks import FrozenBackbone
 from toolkit.training.train_step import TrainStep
@@ -109,6 +110,7 @@ class FitCallbacks:
     bar: str | None = None  # label of the progress bar; None shows none
 
 
+@one_line_errors()
 def fit(
     network: nn.Module,
     train: Subset,
@@ -182,6 +184,7 @@ def fit(
     return result
 
 
+@one_line_errors()
 def predict_logits(network: nn.Module, subset: Subset, device: Device, bar: str | None = None) -> NDArray[np.float32]:
     """The network's logits for the images of a subset, float32 (N, K), in evaluation mode; ``bar`` as in ``fit``."""
     batches = ImageBatches(subset, device)
@@ -251,7 +254,8 @@ class _TrainingRun:
         self._validation, self._hparams, self._seed, self._device = validation, hparams, config.seed, device
         self._images, self._early_stopping = images, EarlyStopping(hparams)
         self._steps = _steps_per_epoch(images, hparams.batch_size, device)
-        self._step, self._times, self._sums = 0, [0.0][:0], torch.zeros(2, dtype=torch.float64, device=device.name)
+        self._step, self._sums = 0, torch.zeros(2, dtype=torch.float64, device=device.name)
+        self._times = StepTimes(device.name == "cuda")
         self._start = time.perf_counter()
         self._display = display
 
@@ -262,9 +266,10 @@ class _TrainingRun:
 
     def epoch(self, signals: DeferredSignals, save: Callable[[TrainState], None]) -> tuple[EpochMetrics, bool]:
         """Train and validate for one epoch; its metrics, and whether no earlier epoch was as good."""
-        start, number = time.perf_counter() - sum(self._times), len(self.result.history) + 1
+        start, number = time.perf_counter() - sum(self._times.read()), len(self.result.history) + 1
         self._train(number, signals, save)
         loss, accuracy = (self._device.world.sum(self._sums) / self._images).tolist()
+        times = self._times.read()
         _require_finite(loss, number, self._hparams)
         self._device.world.broadcast_buffers(self.train_step.eval_network)
         val_loss, val_accuracy, logits = self._validate(number)
@@ -275,12 +280,12 @@ class _TrainingRun:
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             learning_rate=self.train_step.learning_rate((number - 1) * self._steps),
-            batch_time_ms=float(np.mean(self._times)) * 1e3,
-            batch_time_ms_p95=float(np.percentile(self._times, 95)) * 1e3,
+            batch_time_ms=float(np.mean(times)) * 1e3,
+            batch_time_ms_p95=float(np.percentile(times, 95)) * 1e3,
             epoch_duration_s=time.perf_counter() - start,
-            images_per_s=self._images / sum(self._times),
+            images_per_s=self._images / sum(times),
         )
-        self._step, self._times, self._sums = 0, [], torch.zeros_like(self._sums)
+        self._step, self._times, self._sums = 0, StepTimes(self._device.name == "cuda"), torch.zeros_like(self._sums)
         return epoch, self._add(epoch, logits)
 
     def state(self) -> TrainState:
@@ -289,7 +294,7 @@ class _TrainingRun:
         values = {
             "history": [asdict(epoch) for epoch in result.history],
             "step": self._step,
-            "batch_times": self._times,
+            "batch_times": self._times.read(),
             "images": self._images,
             "best_epoch": result.best_epoch,
             "best_val_accuracy": result.best_val_accuracy,
@@ -310,7 +315,8 @@ class _TrainingRun:
         """Set what ``state`` returned."""
         values, tensors = state.values, state.tensors
         self.result = state.result(self.train_step.network)
-        self._step, self._times, self.earlier_seconds = values["step"], list(values["batch_times"]), values["seconds"]
+        self._step, self.earlier_seconds = values["step"], values["seconds"]
+        self._times = StepTimes(self._device.name == "cuda", values["batch_times"])
         world = self._device.world
         self._sums = tensors["sums"][world.rank :: world.size].sum(dim=0).to(self._sums.device)
         self._early_stopping.restore(values["early_stopping"])
@@ -327,10 +333,9 @@ class _TrainingRun:
         order = np.random.default_rng([self._seed, number]).permutation(self._images)
         batches, size = np.array_split(order, self._steps), image_size_at(number, self._hparams)
         while self._step < self._steps:
-            start = time.perf_counter()
-            loss, right = self.train_step.step((number - 1) * self._steps + self._step, batches[self._step], size)
-            self._sums += torch.stack([loss.double(), right.double()])
-            self._times.append(time.perf_counter() - start)
+            with self._times.step():
+                loss, right = self.train_step.step((number - 1) * self._steps + self._step, batches[self._step], size)
+                self._sums += torch.stack([loss.double(), right.double()])
             self._step += 1
             self._display.batch()
             if self._step < self._steps and self._device.world.any(signals.received is not None):

@@ -16,6 +16,7 @@ from toolkit.cli.terminal import echo
 from toolkit.errors import TrainingError, first_line
 from toolkit.training.batches import BatchSource
 from toolkit.training.device import Device
+from toolkit.training.gpu import is_out_of_memory, to_device
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.mixing import mix, soft_targets
 
@@ -85,7 +86,7 @@ class TrainStep:
                 if self._forward is not self._uncompiled and isinstance(error, torch._dynamo.exc.TorchDynamoException):
                     self._forward = _without_compile(self._uncompiled, error)
                     continue
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             self._halve(len(positions))
 
@@ -125,7 +126,7 @@ class TrainStep:
         """The summed loss, logits (B, K) and labels (B,) of some images."""
         hparams = self._hparams
         inputs = self._batches.train(positions, size, self._noise)
-        labels = torch.from_numpy(self._batches.labels[positions]).to(self._device.name, non_blocking=True)
+        labels = to_device(self._batches.labels[positions], self._device.name)
         targets = soft_targets(labels, self._batches.classes, hparams.label_smoothing)  # (B, K)
         if hparams.mixup or hparams.cutmix:
             inputs, targets = mix(inputs, targets, mixup=hparams.mixup, cutmix=hparams.cutmix, generator=self._noise)
@@ -138,7 +139,7 @@ class TrainStep:
         """Seed augmentation and mixing, and torch's own generator, from which dropout draws."""
         drawn = np.random.SeedSequence([self._seed, number, self._device.world.rank]).generate_state(2, np.uint64) >> 1
         self._noise.manual_seed(int(drawn[0]))
-        torch.manual_seed(int(drawn[1]))
+        self._device.seed(int(drawn[1]))
 
     def _pieces(self, images: int) -> int:
         """The number of pieces of a batch; each has the two images at least that batch statistics need."""
@@ -238,8 +239,3 @@ def _compiled(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
 def _without_compile(forward: Callable[[Tensor], Tensor], error: Exception) -> Callable[[Tensor], Tensor]:
     echo(f"torch.compile failed ({first_line(error)}); training goes on without it")
     return forward
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: CUDA has an exception for it, the CPU's allocator only a message."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

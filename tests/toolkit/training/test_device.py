@@ -66,6 +66,28 @@ def test_a_device_says_what_it_is():
     assert str(Device("cpu", torch.bfloat16, world=World(1, 4))) == "cpu, bfloat16, 4 processes"
 
 
+def test_random_numbers_come_from_the_gpu_of_this_process(monkeypatch):
+    """By its number: with that alone, all processes of torchrun would draw on the first GPU."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch, "Generator", asked.append)
+    Device("cuda", torch.float32).generator()
+    CPU.generator()
+    assert asked == ["cuda:3", "cpu"]
+
+
+def test_seeding_the_device_is_seeding_torch(monkeypatch):
+    with torch.random.fork_rng():
+        CPU.seed(5)
+        own = torch.rand(3)
+        torch.manual_seed(5)
+        assert torch.equal(torch.rand(3), own)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "manual_seed", asked.append)
+    Device("cuda", torch.float32).seed(7)
+    assert asked == [7]
+
+
 # --- preparation --------------------------------------------------------------------------------
 
 
@@ -87,6 +109,13 @@ def test_the_processes_of_a_machine_share_its_cores(restored):
     restored.setenv("LOCAL_WORLD_SIZE", str(2 * usable_cores()))
     configure_torch()
     assert torch.get_num_threads() == 1
+
+
+def test_float32_is_all_of_float32_on_a_gpu(restored):
+    restored.setattr(torch.backends.cudnn, "allow_tf32", True)
+    configure_torch()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_repeatable_algorithms_are_a_choice(restored):
@@ -157,6 +186,28 @@ def test_half_a_world_that_was_left_over_is_one_sentence(variables, reason, monk
     assert str(caught.value) == reason
 
 
+@pytest.mark.parametrize("local", [0, 2])
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, local):
+    """NCCL exchanges what is on GPUs, gloo what is not."""
+    own, joined = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", own.append)
+    monkeypatch.setattr(dist, "init_process_group", joined.append)
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, {"WORLD_SIZE": "3"}.get(name, str(local)))
+    if local == 0:
+        with init_distributed() as world:
+            assert world == World(0, 3)
+        assert (own, joined) == ([0], ["cpu:gloo,cuda:nccl"])
+    else:
+        reason = "^process 3 of this machine has no GPU: lower --nproc-per-node to at most 2$"
+        with pytest.raises(SettingsError, match=reason), init_distributed():
+            pass
+        assert (own, joined) == ([], [])
+
+
 def wait_in_vain(port, out):
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.environ |= {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -221,7 +272,7 @@ def test_a_folder_for_compiled_code_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("no folder can be made below")
     folder = tmp_path / "file" / "folder"
     imports = "from toolkit.cli.settings import run_script; from toolkit.training.device import configure_torch"
-    code = f"{imports}; run_script(configure_torch)"
+    code = f"{imports}; run_script(lambda: configure_torch(deterministic=True))"
     ended = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(folder)},

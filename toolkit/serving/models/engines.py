@@ -87,8 +87,9 @@ class GPUEngine(Engine):
 
     def __init__(self, bundle: Bundle, precision: Precision, device: str = "cuda") -> None:
         super().__init__(f"torch {precision} on the GPU", precision, device, concurrency=1)
-        self._program = move_to_device_pass(copy.deepcopy(exported(bundle)), device).module()
-        self._device = torch.device(device)
+        # Operations that name their device are compared with that of the tensors, which has a number.
+        self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device)
+        self._program = move_to_device_pass(copy.deepcopy(exported(bundle)), self._device).module()
         self._type: torch.dtype = getattr(torch, precision)
 
     def infer(self, images: Images) -> Probabilities:

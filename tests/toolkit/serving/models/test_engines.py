@@ -1,5 +1,6 @@
 """Engines agree with the program, or do not serve."""
 
+import copy
 import gc
 import logging
 import os
@@ -10,10 +11,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support import MAX_WAIT_S
 from support.bundles import SavedBundle
@@ -206,6 +209,20 @@ def test_the_program_keeps_its_device_and_precision(bundle, make_engine):
     assert {tensor.device.type for tensor in bundle.export().state_dict.values()} == {"cpu"}
     assert {tensor.dtype for tensor in bundle.export().state_dict.values()} == {torch.float32}
     np.testing.assert_array_equal(bundle.predict(images_of(3)), before)
+
+
+def test_on_a_gpu_all_of_the_program_has_the_gpus_number(bundle, monkeypatch):
+    """Fake tensors refuse two devices in one operation, and a check of the graph for ``cuda`` finds ``cuda:1``."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    program = copy.deepcopy(bundle.export())
+    monkeypatch.setattr(
+        engines, "copy", SimpleNamespace(deepcopy=lambda _: program)
+    )  # fake tensors cannot be copied so
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        engine = GPUEngine(bundle, "float16")
+        answer = engine._program(torch.zeros(3, 16, 16, 3, dtype=torch.uint8, device="cuda:1"))
+    assert (answer.device, answer.shape) == (torch.device("cuda", 1), (3, 3))
+    assert engine.report["device"] == "cuda"
 
 
 def test_the_fastest_engine_is_selected_and_has_a_report(bundle, caplog):
