@@ -127,8 +127,8 @@ def configure_torch(*, deterministic: bool = False, threads: int | None = None) 
     torch.set_num_threads(threads or max(1, usable_cores() // _processes_here()))
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = False  # by default convolutions in float32 have 10 bits of 23 on a GPU
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # NVIDIA's documented condition for it
+    # NVIDIA's condition for determinism, set in any case: torch reads it once, at a process's first product on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic == torch.are_deterministic_algorithms_enabled():
         return  # to say it again would import torch's compiler, which takes a second
     try:

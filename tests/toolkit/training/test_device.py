@@ -118,6 +118,12 @@ def test_float32_is_all_of_float32_on_a_gpu(restored):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+def test_the_first_training_of_a_process_may_do_without_determinism_and_the_second_have_it(restored):
+    """torch reads the variable at the first product on a GPU, and refuses determinism for good if it was not set."""
+    configure_torch()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_repeatable_algorithms_are_a_choice(restored):
     configure_torch(deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
