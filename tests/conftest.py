@@ -36,9 +36,17 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that no worker is left with one of them alone in the end."""
-    longest = ("test_readme.py", "test_make.py", "test_pages.py", "test_interruption.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    """The longest files first, those of the parts last, so that no worker is left with a long one alone in the end."""
+    longest = (
+        "test_readme.py", "test_make.py", "test_pages.py", "test_interruption.py", "test_interruptions.py",
+        "test_fuzz.py", "test_search.py", "test_cross_validation.py", "test_wheel.py", "test_process.py",
+    )  # fmt: skip
+
+    def place(item):
+        name, of_a_part = item.path.name, "toolkit" in item.path.relative_to(ROOT).parts
+        return of_a_part, longest.index(name) if name in longest else len(longest)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -109,7 +109,6 @@ def assert_whole(versions):
     return production
 
 
-@pytest.mark.timeout(300)
 def test_concurrent_promotions_leave_one_production(client, promoter, tmp_path):
     models = [f"race-{number}" for number in range(ROUNDS)]
     for model in models:
@@ -137,7 +136,6 @@ def test_concurrent_promotions_leave_one_production(client, promoter, tmp_path):
     assert set(winners) <= {2, 3}
 
 
-@pytest.mark.timeout(300)
 def test_a_promotion_killed_at_any_write_is_repaired(client, store, promoter, tmp_path, log_colour_run):
     """The first writes are those of the promotion itself: before each, kill -9."""
     (tmp_path / "go-0").touch()

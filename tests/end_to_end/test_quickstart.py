@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from support import ROOT
+from support import MAX_WAIT_S, ROOT
 
 NOTEBOOK = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())
 CODE = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -27,7 +27,7 @@ def test_every_cell_runs(tmp_path):
         cwd=examples,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=MAX_WAIT_S,
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r"ACCURACY \d+ -> \d+ % since ", result.stdout)

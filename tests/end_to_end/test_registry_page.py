@@ -98,7 +98,6 @@ def typed(monkeypatch, capsys):
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.timeout(300)
 def test_commands_print_the_output_of_the_page(typed, tmp_path, log_colour_run):
     (tmp_path / "mlflow.db").write_bytes(empty_store())
     run_event = Events(tmp_path, log_colour_run)

@@ -5,13 +5,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 import hyperopt_tuning
 import toolkit.tuning.search
 from hyperopt_tuning import tune
-from support import wait_until
+from support import children_that_run, wait_until
 from support.servers import MlflowServer
 from support.tuning_studies import QUICKEST, settings
 from toolkit.errors import TrainingError
@@ -26,7 +25,7 @@ def test_a_killed_worker_is_a_failed_trial(quickest, tmp_path, monkeypatch):
     def kill():
         """Kill the process of the endless trial once it has a checkpoint."""
         wait_until(lambda: list(Path("studies").glob("*/trial-1.resume.pt")))
-        (worker,) = (one for one in psutil.Process().children() if "toolkit.tuning.worker_pool" in one.cmdline())
+        (worker,) = children_that_run("toolkit.tuning.worker_pool")
         worker.kill()
 
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", ENDLESS)

@@ -1,7 +1,10 @@
 """What tests share; the package itself needs nothing of the project."""
 
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
+
+import psutil
 
 ROOT = Path(__file__).parent.parent.parent
 MAX_WAIT_S = 600.0  # what a test waits for comes sooner on the busiest machine, or never
@@ -15,3 +18,12 @@ def wait_until(condition, seconds=MAX_WAIT_S):
         sleep(pause)
         pause = min(2 * pause, 0.1)
     return value
+
+
+def children_that_run(module):
+    """Of the children of this process, which may have others, some of which are ending, those that run a module."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if module in child.cmdline() else []
+    return found

@@ -1,6 +1,7 @@
 """Servers as processes: a free port, the wait until one answers, and a real MLflow server."""
 
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -20,9 +21,12 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without one, each new client
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port that the system gives to nobody, so it stays free until its server starts, and between two starts."""
+    while True:
+        port = 15_000 + secrets.randbelow(15_000)  # systems give out those from 32768 or 49152 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until_answers(url, process, seconds=MAX_WAIT_S):

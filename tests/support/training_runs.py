@@ -1,9 +1,7 @@
 """Trainings as people run them: the folder and the store they run in, and how their results are compared."""
 
-import itertools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from support.tiny_networks import load_weights
 from toolkit.bundle.program import load_bundle
 from toolkit.registry.bundles import download
 from toolkit.tracking.connection import connect
-from toolkit.training.train_step import TrainStep
 
 EACH_EPOCH = {
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "learning_rate", "batch_time_ms", "batch_time_ms_p95",
@@ -45,18 +42,6 @@ FOLDS = (
     "--data", "colours", "--image-size", "16", "--batch-size", "2", "--learning-rate", "0.0003", "--epochs", "4",
     "--folds", "3", "--seed", "5",
 )  # fmt: skip
-
-
-def pause_at_step(number):
-    """Have this process pause itself before a step of its trainings, counted from 1."""
-    step, count = TrainStep.step, itertools.count(1)
-
-    def pause_and_step(*arguments):
-        if next(count) == number:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return step(*arguments)
-
-    TrainStep.step = pause_and_step
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,21 @@ import shlex
 import signal
 from contextlib import chdir
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
 from torchvision.models import ResNet
 
 from model_registry import ModelRegistry
-from support import MAX_WAIT_S, ROOT
+from support import MAX_WAIT_S, ROOT, wait_until
 from support.forked_processes import Ended
+from support.paused_training import pause_at_step
 from support.servers import free_port
-from support.training_runs import FOLDS, REPEATABLE, STORY, last_line, pause_at_step, require_same
+from support.training_runs import FOLDS, REPEATABLE, STORY, last_line, require_same
 from toolkit.training.checkpointing.checkpoint import open_checkpoint
 from toolkit.training.device import Device
 from train_cnn import FitConfig, Hyperparameters, TrainingData, TrainSettings, cross_validate, load_images, train
@@ -85,8 +88,10 @@ def test_resumed_cross_validation_comes_to_the_same_result(place, folds, forked)
     phases = open_checkpoint(run.info.run_id, place.folder / "checkpoints").phases
     assert list(phases) == ["fold 1", "fold 2"]
     assert (len(phases["fold 2"].values["history"]), phases["fold 2"].values["step"]) == (1, 10)
-    second = started("--resume", run.info.run_id)
-    said = second.wait_for("epoch +1/")
+    pause = partial(pause_at_step, 33 - 10 + (2 + 4) * 33 + 40)  # in the first epoch of the final training
+    second = started("--resume", run.info.run_id, prepare=pause)
+    second.wait_for_pause()
+    said = second.out
     os.kill(second.pid, signal.SIGKILL)
     assert second.end().status == -signal.SIGKILL
     assert re.findall(r"^fold (\d): ", said, re.MULTILINE) == ["2", "3"]
@@ -141,20 +146,30 @@ def test_a_frozen_backbone_sees_each_image_once(store):
 # --- several processes --------------------------------------------------------------------------
 
 
+def all_paused(processes):
+    """Whether all of two are paused; an error when one has ended instead."""
+    return len(processes) == 2 and {one.status() for one in processes} == {psutil.STATUS_STOPPED}
+
+
+def is_to_end(process):
+    """Whether a paused process has been sent SIGTERM."""
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return int(pending, 16) >> (signal.SIGTERM - 1) & 1
+
+
 @pytest.fixture(scope="module")
 def several(place, forked):
     """A training by two processes of torchrun that is stopped by SIGTERM, and two processes that resume it."""
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     words = shlex.join([*STORY, "--batch-size", "4", "--epochs", "5", "--experiment-name", "several"])
-    line = f"torchrun --nproc-per-node 2 --master-port {world['MASTER_PORT']} {ROOT}/train_cnn.py {words}"
+    script = f"{ROOT}/tests/support/paused_training.py 50 {ROOT}/train_cnn.py"  # in the third epoch
+    line = f"torchrun --nproc-per-node 2 --master-port {world['MASTER_PORT']} {script} {words}"
     with place.typed(line) as process:
-        assert process.stdout is not None
-        said = ""
-        while not re.search("^epoch +2/", said, re.MULTILINE):
-            added = process.stdout.readline()
-            assert added, process.communicate()[1]
-            said += added
+        workers = wait_until(lambda: (found := psutil.Process(process.pid).children()) and all_paused(found) and found)
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: all(is_to_end(worker) for worker in workers))
+        for worker in workers:
+            worker.resume()
         out, err = process.communicate(timeout=MAX_WAIT_S)
     resumed = [
         forked.start(
@@ -162,7 +177,7 @@ def several(place, forked):
         )
         for rank in ("0", "1")
     ]
-    return Ended(said + out, err, process.returncode), [script.end() for script in resumed]
+    return Ended(out, err, process.returncode), [script.end() for script in resumed]
 
 
 def test_torchrun_logs_one_run(place, several):

@@ -14,8 +14,9 @@ import pytest
 
 from support import ROOT
 from support.forked_processes import Ended
+from support.paused_training import pause_at_step, save_each_epoch
 from support.servers import MlflowServer
-from support.training_runs import EPOCHS, STEPS, STORY, Place, fill, last_line, pause_at_step, require_same
+from support.training_runs import EPOCHS, STEPS, STORY, Place, fill, last_line, require_same
 from toolkit.tracking.connection import mlflow
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 
@@ -172,6 +173,11 @@ class Outage:
     resumed: Ended
 
 
+def save_and_pause(*steps):
+    save_each_epoch()
+    pause_at_step(*steps)
+
+
 @pytest.fixture(scope="module")
 def outage(place, forked, tmp_path_factory):
     server = MlflowServer(tmp_path_factory.mktemp("server"))
@@ -180,16 +186,16 @@ def outage(place, forked, tmp_path_factory):
     server.start()
     try:
         scripts = []
-        for name in ("back", "lost"):
+        for name, steps in (("back", (2 * STEPS + 20, 5 * STEPS + 20)), ("lost", (2 * STEPS + 20,))):
             words = ("train_cnn.py", *STORY, "--experiment-name", name)
-            pause = partial(pause_at_step, 2 * STEPS + 20)
+            pause = partial(save_and_pause, *steps)
             scripts.append(forked.start(*words, folder=place.folder, prepare=pause, **elsewhere.variables))
             scripts[-1].wait_for_pause()
         back, lost = scripts
         server.kill()
         back.go_on()
         back.wait_for("MLflow cannot take the metrics")
-        back.pause()
+        back.wait_for_pause()
         lost.go_on()
         ended = lost.end()
         server.start()

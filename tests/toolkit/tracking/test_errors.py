@@ -50,7 +50,7 @@ def test_a_server_that_answers_oddly_is_one_sentence_after_one_try(answer, reaso
 
 @pytest.mark.parametrize("mute", ["a connection that breaks off", "a server that hangs"])
 def test_a_failing_server_is_one_line_after_one_try(mute, monkeypatch):
-    monkeypatch.setattr(connection, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(connection, "ANSWER_SECONDS", 3)
     over = threading.Event()
     hangs = mute.endswith("hangs")
     reason = "no answer in time" if hangs else "the connection broke off"

@@ -327,7 +327,8 @@ def test_send_never_waits_and_a_full_queue_drops_and_counts():
     assert webhook.stats() == counts(sent=3, dropped=3)
 
 
-def test_close_ends_a_long_pause_and_tries_once_more(caplog):
+def test_close_ends_a_long_pause_and_tries_once_more(caplog, monkeypatch):
+    monkeypatch.setattr(webhooks, "EXIT_TIMEOUT_S", MAX_WAIT_S)
     with Receiver((503, {"Retry-After": "3600"}), 200, 500) as receiver:
         webhook = WebhookNotifier(receiver.url)
         for number in range(3):

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support import wait_until
+from support import children_that_run, wait_until
 from support.bundles import SavedBundle
 from support.colours import ColourNetwork
 from toolkit.bundle.program import open_bundle_lazily
@@ -60,11 +60,7 @@ def test_the_error_of_the_child_is_raised(bundle, tmp_path):
 
 
 def loading():
-    """Of the children of this process, which may have others, those that load."""
-    children = psutil.Process().children()
-    return [
-        child for child in children if child.is_running() and "toolkit.serving.models.isolated_load" in child.cmdline()
-    ]
+    return children_that_run("toolkit.serving.models.isolated_load")
 
 
 def test_a_killed_process_is_described(bundle, tmp_path):
