@@ -43,8 +43,8 @@ from toolkit.training.data.catalogue import open_catalogue  # noqa: E402
 from toolkit.training.data.splits import split  # noqa: E402
 
 HELD_OUT = 0.15  # the default of train_cnn.py
-START_SECONDS = 120  # a first start creates MLflow's tables
-REFRESH_S = 30  # /metrics evaluates the windows every few seconds
+START_SECONDS = 600  # a first start creates MLflow's tables; one that ends is noticed at once
+REFRESH_S = 120  # at most; /metrics evaluates the windows every few seconds
 CLIENTS = 4
 PLOTS = ("accuracy", "confidence", "predictions", "drift", "inputs", "calibration")
 LABELS_A_REQUEST = 50
