@@ -1,6 +1,7 @@
 """Programs: the network with scaling, normalisation and softmax; programs that give other outputs are refused."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -95,6 +96,12 @@ def test_mlflows_own_loader_answers_too(saved):
     assert (given.type, given.shape) == (np.dtype("float32"), (-1, 3))
     batch = images(5)
     assert np.asarray(model.predict(batch)) == pytest.approx(load_bundle(saved.folder, saved.digest).predict(batch))
+
+
+def test_mlflow_compares_requirements_again_after_a_bundle_was_saved(saved, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    mlflow.utils.environment.warn_dependency_requirement_mismatches(["torch==0.1"])
+    assert "required: torch==0.1" in caplog.text
 
 
 def test_the_example_input_is_not_loaded_at_all(saved, monkeypatch):

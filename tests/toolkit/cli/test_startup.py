@@ -1,5 +1,6 @@
 """Ctrl-C while a script is still importing: one line and status 130; and an import alone changes nothing."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -46,6 +47,16 @@ def test_only_the_imports_end_like_that():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_garbage_is_collected_again_after_the_imports():
+    try:
+        begin_imports()
+        assert not gc.isenabled()
+        end_imports()
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 def test_a_signal_that_is_ignored_stays_so():
