@@ -54,7 +54,7 @@ def test_limits_of_clients_reach_the_server_and_the_bodies(monkeypatch):
     with socket.socket() as listener:
         serve_model._serve(settings, listener)
     [server] = servers
-    [middleware] = server.config.app.user_middleware
+    middleware, _ = server.config.app.user_middleware
     assert server.timeouts == middleware.kwargs["rules"].timeouts == Timeouts(header=7, body=8, read=9)
     assert server.max_connections == 5
 
