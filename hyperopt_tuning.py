@@ -6,9 +6,9 @@
     python hyperopt_tuning.py --resume                         # continue an interrupted study
     python hyperopt_tuning.py --status                         # print the results of a study so far
 
-A trial's score is its mean validation accuracy over five folds; a trial that can no longer become the
-best is pruned before its last fold. The best settings are then trained once on everything but the
-held-out images and logged as a model, ready for
+A trial's score is its mean validation accuracy over five folds. It pauses after parts of its first fold,
+and goes on only when what it has shown may beat the best trial for what it costs. The best settings are
+then trained once on everything but the held-out images and logged as a model, ready for
 
     python model_registry.py register --experiment-name hyperopt_tuning --metric mean_cv_accuracy
 
@@ -58,7 +58,7 @@ class TuneSettings(DataSettings):
     timeout: float | None = Field(None, gt=0, description="seconds after which the search ends, also within a trial")
     study_patience: int | None = Field(None, ge=1, description="stop after this many trials without a better one")
     folds: int = Field(5, ge=2, le=50, description="stratified folds of each trial")
-    prune: bool = Field(True, description="end trials that can no longer become the best")
+    prune: bool = Field(True, description="train only promising trials on all folds, and end the others early")
     parallel: int = Field(
         1, ge=1, le=64, description="concurrent trials, each in a process with its share of the cores"
     )
@@ -110,6 +110,7 @@ from toolkit.tracking.run import Run
 from toolkit.tuning.journal import Journal
 from toolkit.tuning.mlflow_logger import StudyLogger, log_study
 from toolkit.tuning.progress import all_settings, counts_text, leaderboard
+from toolkit.tuning.promotion import RUNGS, rung_of
 from toolkit.tuning.pruning import prune_after_epoch, prune_after_fold
 from toolkit.tuning.search import FoldDone, Result, Search, SearchConfig, SearchHooks, Step, message_json
 from toolkit.tuning.space import PRESETS, Space, contains
@@ -137,7 +138,9 @@ from train_cnn import (
     FitResult,
     FoldCallback,
     Hyperparameters,
+    TrainingCost,
     TrainingData,
+    TrainingPaused,
     TrainingResult,
     cross_validate,
     load_images,
@@ -169,6 +172,10 @@ TASK = TypeAdapter(TrialTask)  # to and from JSON
 
 class TrialPruned(Exception):
     """A trial can no longer become the best."""
+
+
+class TrialPaused(TrainingPaused):
+    """A trial has finished the rung at which it pauses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +228,7 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     context = resume_study(settings) if settings.resume else start_study(settings)
     with context.journal, resumable(context), study_run(context, client) as run:
         logger = study_logger(context, run)
-        logger.sync(context.study.trials)
+        logger.sync([*context.study.trials, *context.study.paused.values()])
         try:
             search(context, logger)
             logger.flush()
@@ -273,12 +280,14 @@ def evaluate(
 
     def trial(state: State, reason: str = "") -> Trial:
         seconds = max(time.monotonic() - start, sum(fold.seconds for fold in callback.folds))  # a resumed one's too
-        return Trial(number, settings, state, tuple(callback.folds), seconds, reason)
+        rung, full_cost = callback.rung, callback.cost.full if callback.cost else 0.0
+        return Trial(number, settings, state, tuple(callback.folds), seconds, reason, rung, full_cost)
 
     try:
         params = Hyperparameters(**settings)
         device = use_machine(task.data, threads=task.threads)
         data = data_at(task.data, params.image_size, task.networks)
+        callback.cost = TrainingCost.of(params, len(data.development), task.folds)
         if task.fingerprint not in (None, data.images.catalogue.fingerprint):
             raise DataError(f"the images of {task.data.data} have changed since the study began")
         checkpoint = _checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None
@@ -286,6 +295,8 @@ def evaluate(
         cv = cross_validate(data, config, task.folds, checkpoints=checkpoints, callback=callback)
     except TrialPruned as pruned:
         return Result(trial("pruned", str(pruned)))
+    except TrialPaused:
+        return Result(trial("paused"))
     except (TrainingError, RuntimeError, MemoryError) as error:  # diverged, or out of memory
         return Result(trial("failed", first_line(error)))
     except ValidationError as error:  # incompatible settings
@@ -294,12 +305,15 @@ def evaluate(
 
 
 class _PruningCallback(FoldCallback):
-    """Reports the progress of a trial's folds, and prunes it by raising ``TrialPruned``."""
+    """Reports the progress of a trial's folds, and ends it by raising ``TrialPruned`` or ``TrialPaused``."""
 
     def __init__(self, task: TrialTask, report: Callable[[Step | FoldDone], None]) -> None:
         self.folds: list[Fold] = []
+        self.rung = 0  # number of rungs that the trial has finished
+        self.cost: TrainingCost | None = None
         self._incumbent, self._epochs = task.proposal.incumbent, task.proposal.settings["epochs"]
-        self._n_folds, self._report, self._next = task.folds, report, time.monotonic() + STEP_INTERVAL_S
+        self._n_folds, self._pause_at = task.folds, task.proposal.rung
+        self._report, self._next = report, time.monotonic() + STEP_INTERVAL_S
 
     def on_batch(self, fold: int, done: int, batches: int) -> None:
         if time.monotonic() >= self._next:
@@ -308,21 +322,29 @@ class _PruningCallback(FoldCallback):
 
     def on_epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
         self._report(Step(fold, len(history), len(history) / self._epochs))
+        if fold:
+            return
         curve = [epoch.val_accuracy for epoch in history]
-        if fold == 0 and self._incumbent and (reason := prune_after_epoch(curve, self._epochs, self._incumbent)):
+        self.rung = rung_of(len(history), self._epochs)
+        reason = self._incumbent and prune_after_epoch(curve, self._epochs, self._incumbent)
+        if reason or self.rung > self._pause_at:
             seconds = sum(epoch.epoch_duration_s for epoch in history)
-            epochs = tuple(map(asdict, history))
-            self.folds = [Fold(epochs, 1 + int(np.argmax(curve)), seconds, images * len(history))]
-            raise TrialPruned(reason)
+            self.folds = [self._fold(history, 1 + int(np.argmax(curve)), seconds, images * len(history))]
+            raise TrialPruned(reason) if reason else TrialPaused
 
     def on_fold(self, finished: Sequence[FitResult]) -> None:
-        self.folds = [
-            Fold(tuple(map(asdict, fold.history)), fold.best_epoch, fold.seconds, fold.images) for fold in finished
-        ]
+        self.folds = [self._fold(fold.history, fold.best_epoch, fold.seconds, fold.images) for fold in finished]
+        self.rung = len(RUNGS)
         self._report(FoldDone(len(finished) - 1, self.folds[-1]))
         accuracies = [fold.accuracy for fold in self.folds]
         if self._incumbent and (reason := prune_after_fold(accuracies, self._n_folds, self._incumbent)):
             raise TrialPruned(reason)
+        if self.rung > self._pause_at:
+            raise TrialPaused
+
+    def _fold(self, history: Sequence[EpochMetrics], best_epoch: int, seconds: float, images: int) -> Fold:
+        multiply_adds = self.cost.of_images(images) if self.cost else 0.0
+        return Fold(tuple(map(asdict, history)), best_epoch, seconds, images, multiply_adds)
 
 
 def _fit_result(fold: Fold) -> FitResult:

@@ -94,6 +94,7 @@ from toolkit.tracking.run import Run
 from toolkit.training import gpu
 from toolkit.training.checkpointing.checkpoint import Checkpoint, open_checkpoint
 from toolkit.training.checkpointing.manager import CheckpointManager
+from toolkit.training.cost import TrainingCost
 from toolkit.training.data.cache import Cache, CachedImages, decode
 from toolkit.training.data.catalogue import open_catalogue
 from toolkit.training.data.dataset import Subset, TrainingData
@@ -101,7 +102,16 @@ from toolkit.training.data.groups import find_groups
 from toolkit.training.data.splits import Split, require_folds, split, stratified, stratified_folds
 from toolkit.training.device import SINGLE_PROCESS, Device, World, configure_torch, init_distributed
 from toolkit.training.features import Features
-from toolkit.training.loop import EpochMetrics, FitCallbacks, FitConfig, FitResult, TrainState, fit, ignore
+from toolkit.training.loop import (
+    EpochMetrics,
+    FitCallbacks,
+    FitConfig,
+    FitResult,
+    TrainingPaused,
+    TrainState,
+    fit,
+    ignore,
+)
 from toolkit.training.networks import build_network, starting_weights
 from toolkit.training.results.evaluation import fit_temperature
 from toolkit.training.results.run_logging import (
@@ -116,9 +126,9 @@ from toolkit.training.results.run_logging import (
 
 __all__ = [
     "Checkpoint", "CheckpointManager", "CrossValidation", "DataSettings", "Device", "EpochMetrics", "FitConfig",
-    "FitResult", "FoldCallback", "Hyperparameters", "TrainSettings", "TrainingData", "TrainingResult", "cross_validate",
-    "load_images", "log_data", "log_folds", "open_checkpoint", "require_enough_for", "run_tags", "starting_weights",
-    "train", "train_final", "use_machine",
+    "FitResult", "FoldCallback", "Hyperparameters", "TrainSettings", "TrainingCost", "TrainingData", "TrainingPaused",
+    "TrainingResult", "cross_validate", "load_images", "log_data", "log_folds", "open_checkpoint",
+    "require_enough_for", "run_tags", "starting_weights", "train", "train_final", "use_machine",
 ]  # fmt: skip
 
 CHECKPOINT_SHARE = 0.01  # of the training time that checkpoints and sending metrics may take
@@ -164,7 +174,7 @@ class FoldCallback:
         """After each batch of a fold, counted from 0: the batches done, and those of all its epochs."""
 
     def on_epoch(self, fold: int, history: Sequence[EpochMetrics], images: int) -> None:
-        """After each epoch of a fold: its epochs so far, and the training images of each."""
+        """After each epoch of a fold, and before it is resumed: its epochs so far, and the training images of each."""
 
     def on_fold(self, finished: Sequence[FitResult]) -> None:
         """After each fold, also one finished before an interruption: all finished folds."""
@@ -320,6 +330,8 @@ def cross_validate(
                 checkpoint_share=CHECKPOINT_SHARE,
                 bar=f"{phase}/{folds}",
             )
+            if state and (history := state.result(nn.Identity()).history):
+                callback.on_epoch(number, history, len(training))
             subsets = data.subset(indices[training]), data.subset(indices[validation])
             fold = fit(build_seeded_network(data, fold_config), *subsets, fold_config, callbacks, state)
             fold.network = nn.Identity()  # its weights are not needed

@@ -1,16 +1,18 @@
 """The searches that benchmarks/tuning.py compares, and where their trials are run."""
 
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from hyperopt import STATUS_FAIL, STATUS_OK, fmin, rand, tpe
+from hyperopt import STATUS_FAIL, STATUS_OK, fmin, tpe
 
 from hyperopt_tuning import TrialPruned, TrialTask, data_for, evaluate
-from toolkit.tuning.pruning import Incumbent, prune_after_epoch, prune_after_fold
 from toolkit.tuning.search import FoldDone
 from toolkit.tuning.space import FULL, Choice, Integers, LogUniform, Space, active, expression, flatten
 from toolkit.tuning.study import Proposal, Study, StudyConfig, default_startup_trials
@@ -18,13 +20,21 @@ from toolkit.tuning.trial import Fold, Trial
 from train_cnn import DataSettings, Hyperparameters
 
 FOLDS = 5
-NETWORKS = ("simple_cnn",)
-SPACE: Space = {
-    **FULL, "epochs": Integers(5, 20), "image_size": Choice((16, 24)), "model_type": Choice(NETWORKS)
-}  # fmt: skip
-PLAIN, RANDOM, WILCOXON, MEDIAN, WHOLE, OURS = (
-    "plain", "random", "Optuna, Wilcoxon", "Optuna, median", "ours, all folds", "ours"
-)  # fmt: skip
+NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
+SPACE: Space = {**FULL, "epochs": Integers(4, 16), "image_size": Choice((16, 24))}
+PLAIN, WILCOXON, HYPERBAND, OURS = "plain", "Optuna, Wilcoxon", "Optuna, Hyperband", "ours"
+
+
+class SearchResult(NamedTuple):
+    """The trials of a search in the order in which they ended."""
+
+    trials: list[Trial]
+    spent: list[float]  # multiply-adds of the whole search, at the end of each
+
+    @classmethod
+    def of_sequence(cls, trials: list[Trial]) -> "SearchResult":
+        """The result of trials that were run one after another."""
+        return cls(trials, list(accumulate(trial.cost for trial in trials)))
 
 
 class Arena:
@@ -35,27 +45,27 @@ class Arena:
         self._data, self._open, self._known = data, cache(data_for), dict[Hyperparameters, Trial]()
 
     def run(
-        self,
-        number: int,
-        settings: Mapping[str, Any],
-        judge: Callable[[int, Fold], None] = lambda *_: None,
-        incumbent: Incumbent | None = None,
+        self, number: int, settings: Mapping[str, Any], judge: Callable[[int, Fold], None] = lambda *_: None
     ) -> Trial:
-        """A trial; ``judge`` may prune it after a fold by raising ``TrialPruned``, and the incumbent may prune it."""
+        """A trial of all folds; ``judge`` may prune it after a fold by raising ``TrialPruned``."""
         hyperparameters = Hyperparameters(**settings)
         if known := self._known.get(hyperparameters):
-            return pruned_by_incumbent(pruned_by_judge(replace(known, number=number), judge), incumbent)
+            return pruned_by_judge(replace(known, number=number), judge)
 
         def report(event: object) -> None:
             if isinstance(event, FoldDone):
                 judge(event.fold, event.result)
 
-        proposal = Proposal(number, hyperparameters.model_dump(exclude_unset=True), incumbent)
-        task = TrialTask(proposal, FOLDS, self._data, NETWORKS, threads=1)
-        trial = evaluate(task, report, self._open).trial
+        trial = self.evaluate(Proposal(number, hyperparameters.model_dump(exclude_unset=True)), report)
         if trial.state == "complete":
             self._known[hyperparameters] = trial
         return trial
+
+    def evaluate(
+        self, proposal: Proposal, report: Callable[[object], None] = lambda _: None, folder: Path | None = None
+    ) -> Trial:
+        """A trial as the project runs it; in a folder one that paused goes on where it was."""
+        return evaluate(TrialTask(proposal, FOLDS, self._data, NETWORKS, folder, threads=1), report, self._open).trial
 
 
 def pruned_by_judge(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
@@ -68,24 +78,8 @@ def pruned_by_judge(trial: Trial, judge: Callable[[int, Fold], None]) -> Trial:
     return trial
 
 
-def pruned_by_incumbent(trial: Trial, incumbent: Incumbent | None) -> Trial:
-    """Prune a known trial by the incumbent."""
-    if incumbent is None:
-        return trial
-    first, length = trial.folds[0], len(trial.folds[0].epochs)
-    for done in range(1, length + 1):
-        if reason := prune_after_epoch(first.curve[:done], trial.settings["epochs"], incumbent):
-            best = 1 + int(np.argmax(first.curve[:done]))
-            begun = Fold(first.epochs[:done], best, first.seconds * done / length, first.images * done // length)
-            return replace(trial, state="pruned", folds=(begun,), reason=reason)
-    for done in range(1, FOLDS):
-        if reason := prune_after_fold(trial.accuracies[:done], FOLDS, incumbent):
-            return replace(trial, state="pruned", folds=trial.folds[:done], reason=reason)
-    return trial
-
-
-def by_hyperopt(suggest: Any, arena: Arena, count: int) -> list[Trial]:
-    """``fmin`` as its manual shows it."""
+def by_hyperopt(arena: Arena, count: int) -> SearchResult:
+    """``fmin`` with its TPE as its manual shows it."""
     trials: list[Trial] = []
 
     def objective(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,11 +89,13 @@ def by_hyperopt(suggest: Any, arena: Arena, count: int) -> list[Trial]:
         return {"status": STATUS_OK, "loss": 1 - trial.mean_accuracy}
 
     generator = np.random.default_rng(arena.seed)
-    fmin(objective, expression(SPACE), suggest, count, rstate=generator, show_progressbar=False, return_argmin=False)
-    return trials
+    fmin(
+        objective, expression(SPACE), tpe.suggest, count, rstate=generator, show_progressbar=False, return_argmin=False
+    )
+    return SearchResult.of_sequence(trials)
 
 
-def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
+def by_optuna(pruner: str, arena: Arena, count: int) -> SearchResult:
     """A study of Optuna that gets each fold; with WilcoxonPruner a value is the mean of folds, as in its manual."""
     import optuna  # of the peers only
 
@@ -112,16 +108,19 @@ def by_optuna(pruner: str, arena: Arena, count: int) -> list[Trial]:
                 raise TrialPruned(f"after fold {number + 1}")
 
         trials.append(trial := arena.run(asked.number, _suggested(asked), judge))
-        if trial.state == "pruned" and pruner == MEDIAN:
+        if trial.state == "pruned" and pruner == HYPERBAND:
             raise optuna.TrialPruned
         return trial.mean_accuracy  # not a number when it failed
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    pruners = {WILCOXON: optuna.pruners.WilcoxonPruner, MEDIAN: optuna.pruners.MedianPruner}
+    pruners = {
+        WILCOXON: optuna.pruners.WilcoxonPruner(),
+        HYPERBAND: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=FOLDS),
+    }
     sampler = optuna.samplers.TPESampler(seed=arena.seed)
-    optuna.create_study(direction="maximize", sampler=sampler, pruner=pruners[pruner]()).optimize(objective, count)
-    return trials
+    optuna.create_study(direction="maximize", sampler=sampler, pruner=pruners[pruner]).optimize(objective, count)
+    return SearchResult.of_sequence(trials)
 
 
 def _suggested(asked: Any) -> dict[str, Any]:
@@ -139,20 +138,33 @@ def _suggested(asked: Any) -> dict[str, Any]:
     return settings
 
 
-def by_ours(prune: bool, arena: Arena, count: int) -> list[Trial]:
-    """The project's study."""
-    study = Study(StudyConfig(SPACE, arena.seed, default_startup_trials(count), prune=prune))
-    for _ in range(count):
-        proposal = study.ask()
-        study.tell(proposal.repeated or arena.run(proposal.number, proposal.settings, incumbent=proposal.incumbent))
-    return study.trials
+def by_ours(arena: Arena, count: int) -> SearchResult:
+    """The project's study, with the steps of ``toolkit.tuning.search`` one after another."""
+    study = Study(StudyConfig(SPACE, arena.seed, default_startup_trials(count)))
+    result = SearchResult(study.trials, [])
+
+    def tell(trial: Trial) -> None:
+        study.tell(trial)
+        if trial.state != "paused":
+            result.spent.append(sum(one.cost for one in (*study.trials, *study.paused.values())))
+
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            for trial in study.rejected():
+                tell(trial)
+            last = study.n_proposed >= count
+            proposal = study.promote(last=last) or (None if last else study.ask())
+            if proposal is None:
+                break
+            tell(proposal.repeated or arena.evaluate(proposal, folder=Path(folder)))
+        for trial in study.rejected(all_paused=True):
+            tell(trial)
+    return result
 
 
-CONTESTANTS: Mapping[str, Callable[[Arena, int], list[Trial]]] = {
-    PLAIN: partial(by_hyperopt, tpe.suggest),
-    RANDOM: partial(by_hyperopt, rand.suggest),
+CONTESTANTS: Mapping[str, Callable[[Arena, int], SearchResult]] = {
+    PLAIN: by_hyperopt,
     WILCOXON: partial(by_optuna, WILCOXON),
-    MEDIAN: partial(by_optuna, MEDIAN),
-    WHOLE: partial(by_ours, False),
-    OURS: partial(by_ours, True),
+    HYPERBAND: partial(by_optuna, HYPERBAND),
+    OURS: by_ours,
 }

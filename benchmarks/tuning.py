@@ -1,33 +1,30 @@
-"""The search for hyperparameters and plain Hyperopt, random search and Optuna, at equal folds and seeds.
+"""The search for hyperparameters beside plain Hyperopt and Optuna, at equal folds and seeds.
 
     pip install -r requirements-bench.txt         # once, in an environment of its own
     python benchmarks/tuning.py                   # about 45 minutes, on digits and on flowers that it draws
     python benchmarks/tuning.py --quick           # the same with fewer seeds, trials and images
     python benchmarks/tuning.py --data photos/    # your own photographs instead of flowers, one sub-folder a class
     python benchmarks/tuning.py --part counted    # leaves out what is measured in seconds, for a busy machine
-    python benchmarks/tuning.py --plots docs/   # also draws the best accuracy against the images it took
+    python benchmarks/tuning.py --plots docs/   # also draws the best accuracy against what it cost
     python benchmarks/tuning.py --json            # ends with one JSON object of claims
 
-All search the same space, that of hyperopt_tuning.py for a small network on small images, and judge
-each trial by the same five stratified folds, so that a point has the same accuracy in all searches:
+All search the space of hyperopt_tuning.py with all three networks, on small images and with fewer
+epochs, and judge each trial by the same five stratified folds:
 
-    plain              hyperopt.fmin with tpe.suggest as it comes, all folds of each trial
-    random             the same with rand.suggest
-    Optuna, Wilcoxon   its TPESampler, and its WilcoxonPruner between folds, used as its manual shows
-    Optuna, median     its TPESampler, and its MedianPruner between folds
-    ours, all folds    the project's study without pruning
-    ours               the project's study
+    plain               hyperopt.fmin with tpe.suggest as it comes, all folds of each trial
+    Optuna, Wilcoxon    its TPESampler, and its WilcoxonPruner between folds, used as its manual shows
+    Optuna, Hyperband   its TPESampler, and its HyperbandPruner with folds as the resource
+    ours                the project's study
 
-Cost is counted in images passed through training, each as often as it was, which is exact and the
-same on any machine. A search is there with its first trial that has all its folds and a mean accuracy
-of plain's best less one standard error (the standard deviation over plain's folds by the root of
-five). Where a rival never gets there, ours is compared with all that it spent; were it ours, it
-would count as if it took a trillion images. A seed decides folds, networks and proposals; ratios
-are made for each seed, and their median is the claim. A training that two contestants ask for is run
-once and costs both.
+Cost is counted in multiply-adds of training and validation, repetitions included, which is exact and
+the same on any machine. A search is there with its first trial that has all its folds and a mean
+accuracy of plain's best less one standard error (the standard deviation over plain's folds by the
+root of five). Where a rival never gets there, ours is compared with all that it spent; were it ours,
+it would count as never. A seed decides folds, networks and
+proposals; ratios are made for each seed, and their median is the claim. A training that two rivals
+ask for is run once and costs both.
 
-How often pruning is wrong is results by running pruned trials in full afterwards, at no contestant's
-cost. The seconds at the end are of searches by themselves, one after another: all that happens from
+The seconds at the end are of searches by themselves, one after another: all that happens from
 the first proposal to the study's last image in MLflow, without the start of Python and the database.
 """
 
@@ -59,7 +56,7 @@ sys.path.insert(0, str(ROOT))
 import hyperopt_tuning as tuning  # noqa: E402
 from benchmarks.claims import Claim, Claims, argument_parser, conclude, machine  # noqa: E402
 from benchmarks.images import draw, link, listed, write_digits  # noqa: E402
-from benchmarks.searches import CONTESTANTS, FOLDS, MEDIAN, OURS, PLAIN, RANDOM, WHOLE, WILCOXON, Arena  # noqa: E402
+from benchmarks.searches import CONTESTANTS, FOLDS, HYPERBAND, OURS, PLAIN, WILCOXON, Arena, SearchResult  # noqa: E402
 from toolkit.cli.settings import run_script  # noqa: E402
 from toolkit.cli.terminal import echo, mute, table  # noqa: E402
 from toolkit.errors import SettingsError, TrainingError  # noqa: E402
@@ -75,19 +72,12 @@ from train_cnn import DataSettings  # noqa: E402
 FEWEST = 120  # photographs
 PROCESSES = 2  # at a time, each with one thread
 MIN_ERROR = 1e-3  # of a mean accuracy; folds may happen to be all alike
-NEVER = 1e18  # images to an accuracy that was not reached
+NEVER = 1e24  # multiply-adds to an accuracy that was not reached
 
 LINE_STYLES: Mapping[str, Mapping[str, Any]] = {  # of lines
-    PLAIN: {"color": "#111827"}, RANDOM: {"color": "#9ca3af", "ls": ":"},
-    WILCOXON: {"color": "#ea580c", "ls": "--"}, MEDIAN: {"color": "#ca8a04", "ls": "-."},
-    WHOLE: {"color": "#60a5fa", "ls": "--"}, OURS: {"color": "#2563eb", "lw": 2.5},
+    PLAIN: {"color": "#111827"}, WILCOXON: {"color": "#ea580c", "ls": "--"},
+    HYPERBAND: {"color": "#ca8a04", "ls": "-."}, OURS: {"color": "#2563eb", "lw": 2.5},
 }  # fmt: skip
-RULES = {
-    "behind the worst curve": "in fold 1 after epoch",
-    "out of reach": "at the most",
-    "behind, fold by fold": "have to beat",
-    "behind the worst fold": "",
-}
 
 OVERHEAD = 0.02  # of a search's seconds
 TWO_AT_A_TIME = 0.75  # of the seconds of one at a time
@@ -104,8 +94,8 @@ class Scale(NamedTuple):
     parallel: int  # trials of the searches with one and with two at a time
 
 
-FULL = Scale(digits=30, photographs=240, seeds=5, trials=30, searched=30, parallel=8)
-QUICK = Scale(digits=20, photographs=144, seeds=2, trials=8, searched=4, parallel=2)
+FULL = Scale(digits=20, photographs=180, seeds=5, trials=30, searched=30, parallel=8)
+QUICK = Scale(digits=15, photographs=120, seeds=1, trials=8, searched=4, parallel=2)
 
 
 class Job(NamedTuple):
@@ -120,28 +110,32 @@ JOB = TypeAdapter(Job)
 
 
 class JobResult(NamedTuple):
-    """Results of a job: each contestant's trials, and our pruned trials run in full."""
+    """Results of a job: each contestant's search."""
 
     job: Job
-    searches: dict[str, list[Trial]]
-    full_runs: list[Trial]
+    searches: dict[str, SearchResult]
 
     def json(self) -> dict[str, Any]:
         """All but the job, as plain values."""
-        searches = {name: [trial.json() for trial in trials] for name, trials in self.searches.items()}
-        return {"searches": searches, "full_runs": [trial.json() for trial in self.full_runs]}
+        return {
+            name: {"trials": [trial.json() for trial in search.trials], "spent": search.spent}
+            for name, search in self.searches.items()
+        }
 
     @classmethod
     def from_json(cls, job: Job, values: Mapping[str, Any]) -> "JobResult":
         """Read back what ``json`` gave."""
-        searches = {name: [*map(Trial.from_json, trials)] for name, trials in values["searches"].items()}
-        return cls(job, searches, [*map(Trial.from_json, values["full_runs"])])
+        searches = {
+            name: SearchResult([*map(Trial.from_json, search["trials"])], search["spent"])
+            for name, search in values.items()
+        }
+        return cls(job, searches)
 
     @property
     def plains_best(self) -> Trial:
         """The contestant that the others are compared with."""
         return max(
-            (trial for trial in self.searches[PLAIN] if trial.state == "complete"),
+            (trial for trial in self.searches[PLAIN].trials if trial.state == "complete"),
             key=lambda trial: trial.mean_accuracy,
         )
 
@@ -150,23 +144,23 @@ class JobResult(NamedTuple):
         """The standard error of plain's best mean accuracy."""
         return max(self.plains_best.std_accuracy / math.sqrt(FOLDS), MIN_ERROR)
 
-    def images(self, name: str) -> int:
-        """Images that a contestant passed through training."""
-        return sum(trial.images for trial in self.searches[name])
+    def cost(self, name: str) -> float:
+        """Multiply-adds of a contestant's whole search."""
+        return self.searches[name].spent[-1]
 
     def to_target(self, name: str) -> float:
-        """Images through training until plain's best is reached within one standard error."""
-        there = np.array(_so_far(self.searches[name])) >= self.plains_best.mean_accuracy - self.error
-        costs = np.cumsum([trial.images for trial in self.searches[name]])
-        return float(costs[there.argmax()]) if there.any() else NEVER
+        """Multiply-adds until plain's best is reached within one standard error."""
+        trials, spent = self.searches[name]
+        there = np.array(_so_far(trials)) >= self.plains_best.mean_accuracy - self.error
+        return float(spent[there.argmax()]) if there.any() else NEVER
 
     def over(self, rival: str) -> float:
-        """Ratio of our images through training until then to a rival's; to all of them if it never got there."""
-        return self.to_target(OURS) / min(self.to_target(rival), self.images(rival))
+        """Ratio of our multiply-adds until then to a rival's; to all of them if it never got there."""
+        return self.to_target(OURS) / min(self.to_target(rival), self.cost(rival))
 
     def gain(self, name: str) -> float:
         """Its best accuracy minus plain's, in standard errors."""
-        return (_so_far(self.searches[name])[-1] - self.plains_best.mean_accuracy) / self.error
+        return (_so_far(self.searches[name].trials)[-1] - self.plains_best.mean_accuracy) / self.error
 
 
 def main() -> None:
@@ -212,7 +206,7 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-# --- what is counted in images ----------------------------------------------------------------
+# --- what is counted in multiply-adds ------------------------------------------------------------
 
 
 def jobs(photographs: Path | None, scale: Scale, first_seed: int, scratch: Path) -> list[Job]:
@@ -258,38 +252,35 @@ def take_part(task: Any, report: Callable[[str], None]) -> dict[str, Any]:
     """One process's part: all contestants in turn; the job and what came of it are JSON."""
     mute()
     job = JOB.validate_python(task)
-    arena, searches = Arena(job.data), dict[str, list[Trial]]()
+    arena, searches = Arena(job.data), dict[str, SearchResult]()
     for name, contestant in CONTESTANTS.items():
         began = time.perf_counter()
-        trials = searches[name] = contestant(arena, job.trials)
+        search = searches[name] = contestant(arena, job.trials)
         report(
-            f"{job.subject}, seed {job.data.seed}, {name}: {sum(trial.images for trial in trials):,} images,"
-            f" best {_so_far(trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
+            f"{job.subject}, seed {job.data.seed}, {name}: {search.spent[-1]:.3g} multiply-adds,"
+            f" best {_so_far(search.trials)[-1]:.4f}, {time.perf_counter() - began:.0f} s"
         )
-    cut = [trial for trial in searches[OURS] if trial.state == "pruned"]
-    return JobResult(job, searches, [arena.run(trial.number, trial.settings) for trial in cut]).json()
+    return JobResult(job, searches).json()
 
 
-TARGET = "images to plain's best within one standard error"
+TARGET = "multiply-adds to plain's best within one standard error"
 CLAIMS: Sequence[tuple[str, Callable[[JobResult], float], float, str]] = (  # value of a seed, goal, which is better
-    (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.images(PLAIN), 0.35, "lower"),
+    (f"{TARGET}: ours over all of plain's", lambda one: one.to_target(OURS) / one.cost(PLAIN), 0.10, "lower"),
     (f"{TARGET}: ours over {WILCOXON}'s", lambda one: one.over(WILCOXON), 1.0, "lower"),
-    (f"{TARGET}: ours over {MEDIAN}'s", lambda one: one.over(MEDIAN), 1.0, "lower"),
-    (f"{TARGET}: ours over {RANDOM}'s", lambda one: one.over(RANDOM), 1.0, "lower"),
-    ("images of a study: ours over plain's", lambda one: one.images(OURS) / one.images(PLAIN), 0.35, "lower"),
+    (f"{TARGET}: ours over {HYPERBAND}'s", lambda one: one.over(HYPERBAND), 1.0, "lower"),
+    ("multiply-adds of a study: ours over plain's", lambda one: one.cost(OURS) / one.cost(PLAIN), 0.15, "lower"),
     ("best accuracy: ours minus plain's in standard errors", lambda one: one.gain(OURS), -1.0, "higher"),
 )
 
 
 def counted(results: Sequence[JobResult]) -> Claims:
-    """A table and claims for each data set, and how often pruning was wrong."""
+    """A table and claims for each data set."""
     claims = {}
     for subject, seeds in by_subject(results).items():
         echo(f"\n{subject}, medians over {len(seeds)} seeds\n\n{_standings(seeds)}")
         about = f"{subject}, {seeds[0].job.trials} trials of {FOLDS} folds, median over {len(seeds)} seeds"
         for name, value, goal, better in CLAIMS:
             claims[f"{subject.split()[0]}: {name}"] = Claim(_median(map(value, seeds)), goal, better, about)
-    echo(f"\ntrials that ours cut, run in full afterwards\n\n{_audit(results)}\n")
     return claims
 
 
@@ -303,40 +294,24 @@ def by_subject(results: Sequence[JobResult]) -> dict[str, list[JobResult]]:
 
 def _standings(seeds: Sequence[JobResult]) -> str:
     headings = [
-        "", "images", "of plain's", "seconds", "complete", "images to target", "reached", "best accuracy",
+        "", "multiply-adds", "of plain's", "seconds", "complete", "to target", "reached", "best accuracy",
         "minus plain's, standard errors",
     ]  # fmt: skip
     rows = []
     for name in CONTESTANTS:
-        searches, there = [one.searches[name] for one in seeds], [one.to_target(name) for one in seeds]
+        searches, there = [one.searches[name].trials for one in seeds], [one.to_target(name) for one in seeds]
         rows.append([
             name,
-            f"{_median(one.images(name) for one in seeds):,.0f}",
-            f"{_median(one.images(name) / one.images(PLAIN) for one in seeds):.2f}",
+            f"{_median(one.cost(name) for one in seeds):.3g}",
+            f"{_median(one.cost(name) / one.cost(PLAIN) for one in seeds):.2f}",
             f"{_median(sum(fold.seconds for trial in trials for fold in trial.folds) for trials in searches):,.0f}",
             f"{_median(sum(trial.state == 'complete' for trial in trials) for trials in searches):.0f}",
-            "never" if _median(there) > NEVER / 3 else f"{_median(there):,.0f}",
-            f"{sum(images < NEVER for images in there)} of {len(seeds)}",
+            "never" if _median(there) > NEVER / 3 else f"{_median(there):.3g}",
+            f"{sum(cost < NEVER for cost in there)} of {len(seeds)}",
             f"{_median(_so_far(trials)[-1] for trials in searches):.4f}",
             f"{_median(one.gain(name) for one in seeds):+.2f}",
         ])  # fmt: skip
     return table(headings, rows)
-
-
-def _audit(results: Sequence[JobResult]) -> str:
-    """Count by rule of pruned trials, of those that would have been the best, and of what pruning saved."""
-    rows = {name: np.zeros(4) for name in RULES}
-    for one in results:
-        best = _so_far(one.searches[OURS])
-        for full in one.full_runs:
-            cut = one.searches[OURS][full.number]
-            rule = next(name for name, sign in RULES.items() if sign in cut.reason)
-            rows[rule] += 1, full.mean_accuracy > best[cut.number], cut.images, full.images
-    headings = ["rule", "pruned", "would have been the best", "share of their images that was trained on"]
-    return table(headings, [
-        [name, f"{cut:.0f}", f"{wrong:.0f}", f"{paid / whole:.2f}" if whole else "-"]
-        for name, (cut, wrong, paid, whole) in rows.items()
-    ])  # fmt: skip
 
 
 def _so_far(trials: Sequence[Trial]) -> list[float]:
@@ -350,25 +325,25 @@ def _median(values: Iterable[float]) -> float:
 
 
 def write(results: Sequence[JobResult], plots: Path | None, trials: Path | None) -> None:
-    """Write the requested files: the plot, and each trial of each search and of the full runs."""
+    """Write the requested files: the plot, and each trial of each search."""
     if plots:
         plot(results).savefig(plots / "tuning.png", dpi=120)
     if trials:
         with trials.open("w") as file:
             for one in results:
                 about = {"subject": one.job.subject, "seed": one.job.data.seed}
-                for name, searched in [*one.searches.items(), ("full_runs", one.full_runs)]:
+                for name, (searched, _) in one.searches.items():
                     file.writelines(json.dumps({**about, "search": name, **trial.json()}) + "\n" for trial in searched)
 
 
 def plot(results: Sequence[JobResult]) -> Figure:
-    """The best accuracy so far against images passed through training, a line a contestant."""
+    """The best accuracy so far against multiply-adds, a line a contestant."""
     subjects = by_subject(results)
     figure = Figure(figsize=(5.5 * len(subjects), 4.4), layout="constrained")
     for axes, subject in zip(figure.subplots(1, len(subjects), squeeze=False)[0], subjects, strict=True):
         for name, style in LINE_STYLES.items():
             _draw_line(axes, [one.searches[name] for one in subjects[subject]], {"label": name, **style})
-        axes.set(title=subject, xlabel="images passed through training", xlim=(0, None))
+        axes.set(title=subject, xlabel="multiply-adds", xlim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -377,12 +352,11 @@ def plot(results: Sequence[JobResult]) -> Figure:
     return figure
 
 
-def _draw_line(axes: Axes, searches: Sequence[Sequence[Trial]], style: Mapping[str, Any]) -> None:
+def _draw_line(axes: Axes, searches: Sequence[SearchResult], style: Mapping[str, Any]) -> None:
     """Draw a line from the point where all seeds have a complete trial to a dot where half of the searches are over."""
-    costs = [np.cumsum([trial.images for trial in trials]) for trials in searches]
-    at = np.linspace(0, np.median([cost[-1] for cost in costs]), 500)
+    at = np.linspace(0, np.median([search.spent[-1] for search in searches]), 500)
     lines: list[NDArray[np.float64]] = []
-    for trials, cost in zip(searches, costs, strict=True):
+    for trials, cost in searches:
         best = np.array([-math.inf, *_so_far(trials)])
         lines.append(best[np.searchsorted(cost, at, side="right")])
     middle = np.median(lines, axis=0)

@@ -186,9 +186,9 @@ def require_stopped(place, ended):
     trials = place.json(study, "trials.json")
     assert isinstance(trials, list)
     statuses = [run.info.status for run in place.runs("killed", "trial")]
-    assert set(statuses[: len(trials)]) <= {"FINISHED", "KILLED"}
     # One that a kill had left, when Ctrl-C came before it was resumed, still has the status RUNNING.
-    assert set(statuses[len(trials) :]) <= {"KILLED", "RUNNING"}
+    assert set(statuses) <= {"FINISHED", "KILLED", "SCHEDULED", "RUNNING"}
+    assert statuses.count("RUNNING") <= 1
     shown = print_status(TuneSettings(status="colours-1", study_dir=place.folder / "killed"))
     assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way\n", shown)
     assert re.search(rf"\n{len(trials)} trials?: ", shown)

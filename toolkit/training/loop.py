@@ -95,6 +95,10 @@ class FitConfig:
     features: Features | None = None  # of a frozen backbone, if they are computed already
 
 
+class TrainingPaused(Exception):
+    """Raised by ``FitCallbacks.on_epoch`` to end a training that can be resumed: its state is saved first."""
+
+
 def ignore(*_: object) -> None:
     """Do nothing: the default of a callback."""
 
@@ -162,7 +166,11 @@ def fit(
             trained_s, cost_s = 0.0, 0.0  # since the last checkpoint, and what that took
             while not run.finished:
                 epoch, best = run.epoch(signals, callbacks.on_checkpoint)
-                callbacks.on_epoch(epoch, train_step.eval_network, best)
+                try:
+                    callbacks.on_epoch(epoch, train_step.eval_network, best)
+                except TrainingPaused:
+                    callbacks.on_checkpoint(run.state())
+                    raise
                 stopped = device.world.any(signals.received is not None)
                 trained_s += epoch.epoch_duration_s
                 due = device.world.any(

@@ -19,9 +19,9 @@ from toolkit.tracking.run import Run
 from toolkit.tuning.plots import cost_plot, history_plot, importance_plot
 from toolkit.tuning.space import Space
 from toolkit.tuning.study import Proposal, Study
-from toolkit.tuning.trial import Fold, Trial
+from toolkit.tuning.trial import STATES, Fold, Trial
 
-STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "paused": "SCHEDULED"}
 LAST_METRIC = "training_images"  # of a trial, sent in one request with the others: all arrive, or none
 NEWEST_FIRST = ["attributes.start_time DESC"]  # a repeated request may have made two runs of one trial
 
@@ -73,7 +73,7 @@ class StudyLogger:
         self._do(lambda: self._close(proposal, "KILLED"))
 
     def on_trial_end(self, trial: Trial, best: Trial | None) -> None:
-        """Log a finished trial and the best accuracy so far."""
+        """Log a finished trial and the best accuracy so far; of a paused one, that it waits."""
         self._do(lambda: self._end(trial, best))
 
     def sync(self, trials: Iterable[Trial]) -> None:
@@ -134,6 +134,10 @@ class StudyLogger:
 
     def _end(self, trial: Trial, best: Trial | None) -> None:
         run = self._run_of(trial)
+        if trial.state == "paused":
+            run.tag(state=trial.state)
+            self._close(trial, STATUS[trial.state])
+            return
         for number, fold in enumerate(trial.folds):
             self._log_fold(run, trial.settings, number, fold)
         if not _steps(run, LAST_METRIC):
@@ -179,9 +183,9 @@ def _steps(run: Run, metric: str) -> set[int]:
 def log_study(run: Run, study: Study, space: Space, journal: Path) -> None:
     """Log the trials as a table, the journal, and the plots."""
     trials = study.trials
-    run.json("trials.json", [_summary(trial) for trial in trials])
+    run.json("trials.json", [_summary(trial) for trial in sorted(trials, key=lambda trial: trial.number)])
     run.text(journal.name, journal.read_text(encoding="utf-8"))
-    run.metrics({"trials": len(trials), **{f"{state}_trials": study.count(state) for state in STATUS}})
+    run.metrics({"trials": len(trials), **{f"{state}_trials": study.count(state) for state in STATES}})
     run.figure("study_history.png", history_plot(trials))
     run.figure("importance.png", importance_plot(trials, space))
     run.figure("cost.png", cost_plot(trials))

@@ -54,9 +54,9 @@ class StudyProgressBar:
             )
 
     def on_trial_end(self, trial: Trial) -> None:
-        """Count a trial."""
+        """Count a trial, unless it is paused."""
         self._paces.pop(trial.number, None)
-        self._bar.update()
+        self._bar.update(trial.state != "paused")
         self._draw()
 
     def close(self) -> None:
@@ -95,6 +95,12 @@ def trial_line(trial: Trial, planned: int, *, best: bool) -> str:
     start = f"trial {trial.number + 1:>3}/{planned}"
     if trial.state == "failed":
         return f"{start}  failed after {trial.seconds:.0f} s: {trial.reason}  {describe(trial.settings)}"
+    if trial.state == "paused":
+        fold = trial.folds[0]
+        return (
+            f"{start}  {fold.accuracy:.4f} after {len(fold.epochs)} of {trial.settings['epochs']} epochs of fold 1;"
+            f" {trial.seconds:.0f} s  {describe(trial.settings)}"
+        )
     if trial.state == "pruned":
         return f"{start}  pruned {trial.reason}; {trial.seconds:.0f} s  {describe(trial.settings)}"
     known = f"  {trial.reason}" if trial.reason else ""

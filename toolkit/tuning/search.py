@@ -151,11 +151,22 @@ class Search:
         return bool(self._running)
 
     def _next(self) -> Proposal | None:
+        """The trial to go on with or to begin; None when the time is up, or for now, or when nothing is left."""
         if self._time_is_up or len(self._study.trials) + len(self._running) >= self._config.trials:
             return None
         if self._to_resume:
             return self._to_resume.popleft()
-        return None if self._no_improvement else self._study.ask()
+        self._reject()
+        last = self._no_improvement or self._study.n_proposed >= self._config.trials
+        if (promoted := self._study.promote(last=last)) or not last:
+            return promoted or self._study.ask()
+        if not self._running:
+            self._reject(all_paused=True)
+        return None
+
+    def _reject(self, *, all_paused: bool = False) -> None:
+        for trial in self._study.rejected(all_paused=all_paused):
+            self._end(Result(trial))
 
     def _handle(self, event: Event) -> None:
         proposal = self._running[event.key]
@@ -189,8 +200,9 @@ class Search:
         trial = result.trial
         self._hooks.on_result(result)
         self._study.tell(trial)
-        self._hooks.cleanup(trial)
-        del self._running[trial.number]
+        if trial.state != "paused":
+            self._hooks.cleanup(trial)
+        self._running.pop(trial.number, None)
         best = self._study.best
         self._logger.on_trial_end(trial, best)
         self._bar.on_trial_end(trial)

@@ -7,7 +7,6 @@ Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval,
 from hyperopt.base import Domain
 
 from toolkit.errors import DataError, SettingsError
+from toolkit.tuning.promotion import RUNGS, next_promoted, predicted_accuracy, reason_to_end
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import Space, contains, expression, flatten, positions, space_from_json, space_json
 from toolkit.tuning.trial import Trial
@@ -32,7 +32,7 @@ class StudyConfig:
     space: Space
     seed: int = 0  # trial n is proposed with a seed made of this one and n
     n_startup_trials: int = 5  # random ones, before the search learns: see default_startup_trials
-    prune: bool = True  # whether proposals carry the incumbent that they are pruned against
+    prune: bool = True  # whether trials pause at rungs, and are pruned against the incumbent
     initial_points: Sequence[Mapping[str, Any]] = ()  # complete or partial; missing hyperparameters are proposed
     earlier: Sequence[Trial] = ()  # of another study, to learn from; those outside the space are left out
     data_identity: Mapping[str, str] = field(default_factory=dict)  # data and weights, which must stay the same
@@ -62,6 +62,7 @@ class Proposal:
     settings: Mapping[str, Any]
     incumbent: Incumbent | None = None  # the best trial so far; None without one, or without pruning
     known: Trial | None = None  # a finished trial with the same settings, whose result is reused
+    rung: int = len(RUNGS)  # from 0, at whose end the trial pauses; the number of all: it runs all folds
 
     @property
     def repeated(self) -> Trial | None:
@@ -94,8 +95,12 @@ class Study:
     ----------
     trials
         Finished trials, in the order in which they ended.
+    paused
+        Trials that wait for their promotion, by number.
     under_way
-        Proposals without a result yet, by number.
+        Proposals that are being run, by number.
+    n_proposed
+        Number of proposals so far.
 
     Examples
     --------
@@ -117,8 +122,9 @@ class Study:
     ) -> None:
         self.config = config
         self.trials: list[Trial] = []
+        self.paused: dict[int, Trial] = {}
         self.under_way: dict[int, Proposal] = {}
-        self._record, self._n_proposed = record, 0
+        self._record, self.n_proposed = record, 0
         self._history = Trials()
         try:
             self._expression = expression(config.space)
@@ -127,6 +133,8 @@ class Study:
             for entry in entries:
                 if "proposal" in entry:
                     self._propose(entry["proposal"]["settings"])
+                elif "promotion" in entry:
+                    self._promote(entry["promotion"])
                 elif "result" in entry:
                     self._add(Trial.from_json(entry["result"]))
         except (SettingsError, StopIteration, *_WRONG_FORM):
@@ -134,7 +142,7 @@ class Study:
 
     def ask(self) -> Proposal:
         """The next proposal."""
-        number, config = self._n_proposed, self.config
+        number, config = self.n_proposed, self.config
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] % 2**31)
         (document,) = tpe.suggest(
             [number], self._domain, self._history, seed, n_startup_jobs=config.n_startup_trials, verbose=False
@@ -149,8 +157,27 @@ class Study:
         self._record({"proposal": {"number": number, "settings": settings}})
         return self._propose(settings)
 
+    def promote(self, *, last: bool) -> Proposal | None:
+        """The paused trial to go on with; ``last`` when no further proposals are asked for."""
+        chosen = next_promoted([*self.paused.values()], [*self.trials, *self.paused.values()], last=last)
+        if chosen is None:
+            return None
+        self._record({"promotion": chosen.number})
+        return self._promote(chosen.number)
+
+    def rejected(self, *, all_paused: bool = False) -> list[Trial]:
+        """Paused trials that are not worth their next rung, or all of them, as pruned ones with the reason."""
+        ended = []
+        for trial in self.paused.values():
+            reason = reason_to_end(trial, self.best, self.ranking)
+            if not reason and all_paused:
+                reason = f"not among the best at rung {trial.rung} of {len(RUNGS)}"
+            if reason:
+                ended.append(replace(trial, state="pruned", reason=reason))
+        return ended
+
     def tell(self, trial: Trial) -> None:
-        """Record the result of a proposal."""
+        """Record the result of a proposal, or the end of a paused trial."""
         self._record({"result": trial.json()})
         self._add(trial)
 
@@ -178,28 +205,40 @@ class Study:
         return sum(trial.state == state for trial in self.trials)
 
     def _propose(self, settings: Mapping[str, Any]) -> Proposal:
-        number, best = self._n_proposed, self.best
-        incumbent = None
-        if self.config.prune and best is not None:
-            incumbent = Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+        number = self.n_proposed
         known = next((trial for trial in self.trials if trial.settings == settings), None)
-        self.under_way[number] = Proposal(number, settings, incumbent, known)
+        rung = 0 if self.config.prune else len(RUNGS)
+        self.under_way[number] = Proposal(number, settings, self._incumbent(), known, rung)
         self._insert(number, settings)
-        self._n_proposed += 1
+        self.n_proposed += 1
         return self.under_way[number]
 
+    def _promote(self, number: int) -> Proposal:
+        trial = self.paused.pop(number)
+        self.under_way[number] = Proposal(number, trial.settings, self._incumbent(), rung=trial.rung)
+        return self.under_way[number]
+
+    def _incumbent(self) -> Incumbent | None:
+        best = self.best
+        if best is None or not self.config.prune:
+            return None
+        return Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+
     def _add(self, trial: Trial) -> None:
-        self._end(trial.number, trial, self.best)
-        self.trials.append(trial)
-        del self.under_way[trial.number]
+        if self.paused.pop(trial.number, None) is None:
+            del self.under_way[trial.number]
+        if trial.state == "paused":
+            self.paused[trial.number] = trial
+        else:
+            self.trials.append(trial)
+        self._set_losses()
 
     def _learn(self, earlier: Sequence[Trial]) -> None:
         """Add results of another study, as if they were trials before the first."""
-        complete = (trial for trial in earlier if trial.state == "complete")
-        best = max(complete, key=lambda trial: trial.mean_accuracy, default=None)
-        for number, trial in enumerate(earlier, start=-len(earlier)):
-            self._insert(number, trial.settings)
-            self._end(number, trial, best)
+        self._earlier = [replace(trial, number=number) for number, trial in enumerate(earlier, start=-len(earlier))]
+        for trial in self._earlier:
+            self._insert(trial.number, trial.settings)
+        self._set_losses()
 
     def _insert(self, number: int, settings: Mapping[str, Any]) -> None:
         values = positions(self.config.space, settings)
@@ -212,19 +251,21 @@ class Study:
         )
         self._history.refresh()
 
-    def _end(self, number: int, trial: Trial, best: Trial | None) -> None:
-        """Give Hyperopt a loss: the worst possible for a failed trial, more than the best one for a pruned trial.
+    def _set_losses(self) -> None:
+        """Give Hyperopt the predicted error of each trial, and of a failed one none; it only compares them.
 
-        The difference is the lag in the folds that the pruned trial has: others may be easier or harder.
+        What was pruned comes after the best one.
         """
-        document = next(document for document in self._history.trials if document["tid"] == number)
-        document["state"], document["result"] = JOB_STATE_DONE, {"status": STATUS_FAIL}
-        if trial.state != "failed" and trial.folds:
-            accuracy = trial.mean_accuracy
-            if trial.state == "pruned" and best:
-                lag = fmean(other - own for other, own in zip(best.accuracies, trial.accuracies, strict=False))
-                accuracy = best.mean_accuracy - max(lag, MIN_LOSS_GAP)
-            document["result"] = {"status": STATUS_OK, "loss": 1 - accuracy}
+        documents = {document["tid"]: document for document in self._history.trials}
+        for trials in (self._earlier, [*self.trials, *self.paused.values()]):
+            complete = [trial for trial in trials if trial.state == "complete"]
+            least = min((1 - trial.mean_accuracy for trial in complete), default=0.0) + MIN_LOSS_GAP
+            for trial in trials:
+                result: dict[str, Any] = {"status": STATUS_FAIL}
+                if trial.state != "failed" and trial.folds:
+                    loss = 1 - predicted_accuracy(trial, complete)
+                    result = {"status": STATUS_OK, "loss": max(loss, least) if trial.state == "pruned" else loss}
+                documents[trial.number] |= {"state": JOB_STATE_DONE, "result": result}
         self._history.refresh()
 
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-State = Literal["complete", "pruned", "failed"]
-STATES: tuple[State, ...] = get_args(State)
+State = Literal["complete", "pruned", "failed", "paused"]  # the last one waits for its promotion
+STATES: tuple[State, ...] = ("complete", "pruned", "failed")  # of trials that have ended
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Fold:
     best_epoch: int  # from 1
     seconds: float
     images: int  # passed through training, repetitions included
+    multiply_adds: float = 0.0  # of training and validation
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -50,9 +51,11 @@ class Trial:
     number: int  # from 0, in the order of proposal
     settings: Mapping[str, Any]
     state: State  # pruned when it could no longer become the best
-    folds: tuple[Fold, ...] = ()  # all that were started; the last one of a pruned trial may be unfinished
+    folds: tuple[Fold, ...] = ()  # all that were started; the last one of a pruned or paused trial may be unfinished
     seconds: float = 0.0
     reason: str = ""  # why it was pruned or failed; of a complete one, that its settings were known
+    rung: int = 0  # number of rungs that it has finished
+    full_cost: float = 0.0  # multiply-adds of all epochs of all folds
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -74,6 +77,11 @@ class Trial:
         """Images passed through training: the exact cost of the trial."""
         return sum(fold.images for fold in self.folds)
 
+    @property
+    def cost(self) -> float:
+        """Multiply-adds so far: the same on every machine, and comparable between networks and image sizes."""
+        return sum(fold.multiply_adds for fold in self.folds)
+
     def json(self) -> dict[str, Any]:
         """Plain values, from which ``from_json`` makes an equal trial."""
         return asdict(self)
@@ -81,5 +89,7 @@ class Trial:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Trial":
         """Rebuild a trial from ``json``."""
+        if values.keys() != cls.__dataclass_fields__.keys():
+            raise ValueError("the fields differ")
         folds = tuple(Fold.from_json(fold) for fold in values["folds"])
         return cls(**{**values, "folds": folds})

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from support.trials import POINT, ended, fold, run_trial
 from toolkit.errors import DataError
+from toolkit.tuning.promotion import RUNGS
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, contains
 from toolkit.tuning.study import Study, StudyConfig, default_startup_trials
@@ -193,7 +194,7 @@ def test_a_pruned_trial_has_a_higher_loss_than_the_best():
     for accuracy in (0.9375, 0.75, 0.5):
         run_trial(study, accuracy, "pruned")
     run_trial(study, 0.25)
-    just_worse = 1 - (0.75 - 1e-9)
+    just_worse = 0.25 + 1e-9
     assert losses(study) == [0.25, just_worse, just_worse, 0.5, 0.75]
     study.ask()
     run_trial(study, 0.9375, "failed")
@@ -201,13 +202,14 @@ def test_a_pruned_trial_has_a_higher_loss_than_the_best():
     assert losses(study)[5:] == [math.inf, math.inf]
 
 
-def test_the_loss_of_a_pruned_trial_is_its_lag_in_the_shared_folds():
-    """The first fold is easy: 0.75 in it is no match for a mean of 0.625."""
+def test_the_loss_of_a_pruned_trial_is_what_it_would_have_come_to():
+    """The first fold is easy: the best one had an error of 0.125 in it and of 0.375 in the mean of all."""
     study = Study(StudyConfig(QUICK, seed=0))
     for accuracies in ((0.875, 0.5, 0.5), (0.75,), (0.875, 0.25), (1.0, 0.25), (1.0,)):
         number, state = study.ask().number, "complete" if len(accuracies) == 3 else "pruned"
-        study.tell(Trial(number, study.under_way[number].settings, state, tuple(fold(own) for own in accuracies)))
-    assert losses(study) == [0.375, 0.5, 0.5, 0.4375, 1 - (0.625 - 1e-9)]
+        folds = tuple(fold(own) for own in accuracies)
+        study.tell(Trial(number, study.under_way[number].settings, state, folds, rung=len(RUNGS)))
+    assert losses(study) == pytest.approx([0.375, 0.375 + 1e-9, 0.4375, 0.375 + 1e-9, 0.375 + 1e-9])
 
 
 states = st.lists(st.tuples(st.integers(0, 50).map(lambda right: right / 50), st.sampled_from(["complete", "pruned"])))
@@ -362,14 +364,15 @@ def test_earlier_trials_are_not_counted():
 def test_earlier_trials_have_the_losses_of_others():
     earlier = of_another_study(9)
     best = max(trial.mean_accuracy for trial in earlier if trial.state == "complete")
-    expected = {
-        "complete": lambda trial: 1 - trial.mean_accuracy,
-        "pruned": lambda trial: max(1 - trial.mean_accuracy, 1 - (best - 1e-9)),
-        "failed": lambda _: math.inf,
-    }
     study = Study(StudyConfig(FULL, seed=0, earlier=earlier))
     run_trial(study, 0.5)
-    assert losses(study) == [*(expected[trial.state](trial) for trial in earlier), 0.5], "they were before its own"
+    *before, own = losses(study)
+    assert own == 0.5, "they were before its own"
+    for trial, loss in zip(earlier, before, strict=True):
+        if trial.state == "pruned":
+            assert 1 - best < loss < 1
+        else:
+            assert loss == (1 - trial.mean_accuracy if trial.state == "complete" else math.inf)
 
 
 def test_earlier_trials_outside_the_space_are_left_out():

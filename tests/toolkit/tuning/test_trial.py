@@ -73,5 +73,5 @@ def test_json_round_trip(trial):
 @pytest.mark.parametrize("wrong", [{"state": "pruned"}, {"folds": [{"epochs": []}]}, {"folds": None}, {"mean": 0.5}])
 def test_other_values_are_no_trial(wrong):
     values = wrong if "state" in wrong else {**Trial(0, {}, "complete").json(), **wrong}
-    with pytest.raises((KeyError, TypeError)):
+    with pytest.raises((KeyError, TypeError, ValueError)):
         Trial.from_json(values)

@@ -1,0 +1,131 @@
+"""Rules that decide how much of a proposal's training is run.
+
+A trial trains its first fold in steps, its *rungs*, each a share of its own schedule, and pauses after each.
+What it has shown there decides whether it goes on: from the rung where it paused, without repeating anything.
+Only after its whole first fold come the others. Two rules hold, of which the first is successive halving without
+waiting (Li et al.), and the second makes it aware of costs:
+
+1. A trial is promoted when it is among the best third of all that have reached its rung.
+2. It is promoted only when it may beat the *incumbent*, the best complete trial, by more than its price: its
+   predicted accuracy must exceed the incumbent's mean by ``PRICE`` standard errors of that mean for each doubling
+   of cost from half the incumbent's on. What is merely as good and dearer is not run to its end.
+
+The prediction is the error at the rung times the median share of its error at the same place with which complete
+trials ended. Cost is counted in multiply-adds: the same on every machine, and comparable between networks and
+image sizes.
+
+References
+----------
+Li, Jamieson, Rostamizadeh, Gonina, Ben-Tzur, Hardt, Recht, Talwalkar: A System for Massively Parallel
+Hyperparameter Tuning, MLSys 2020.
+Falkner, Klein, Hutter: BOHB: Robust and Efficient Hyperparameter Optimization at Scale, ICML 2018.
+"""
+
+from collections.abc import Sequence
+from math import ceil, log2, sqrt
+from statistics import fmean, median
+
+from toolkit.tuning.trial import Trial
+
+RUNGS = (1 / 6, 1 / 2, 1.0)  # shares of the schedule of the first fold
+MIN_EPOCHS = 2  # before the first pause; an epoch alone says little
+REDUCTION = 3  # of so many at a rung, one is promoted
+PRICE = 1.0  # standard errors of the incumbent's mean, for each doubling of cost
+MIN_ERROR = 1e-3  # of an accuracy; folds may happen to be without one
+
+
+def pause_epoch(rung: int, epochs: int) -> int:
+    """The epoch of the first fold, from 1, after which a trial has finished a rung, from 0.
+
+    Examples
+    --------
+    >>> [pause_epoch(rung, 45) for rung in range(3)], [pause_epoch(rung, 10) for rung in range(3)]
+    ([8, 23, 45], [2, 5, 10])
+    """
+    return min(epochs, max(MIN_EPOCHS, ceil(RUNGS[rung] * epochs)))
+
+
+def rung_of(done: int, epochs: int) -> int:
+    """The number of rungs that so many epochs of the first fold finish, of its schedule.
+
+    Examples
+    --------
+    >>> [rung_of(done, 10) for done in (1, 2, 9, 10)]
+    [0, 1, 2, 3]
+    """
+    return sum(done >= pause_epoch(rung, epochs) for rung in range(len(RUNGS)))
+
+
+def predicted_accuracy(trial: Trial, complete: Sequence[Trial]) -> float:
+    """The mean accuracy over all folds with which a trial would end, from what it has shown.
+
+    Parameters
+    ----------
+    trial
+        A trial with at least one epoch.
+    complete
+        Trials with all folds; without any, what the trial has shown counts as it is.
+    """
+    if trial.state == "complete":
+        return trial.mean_accuracy
+    shares = [_error(other.mean_accuracy) / _error(_shown(other, trial)) for other in complete]
+    return 1 - _error(_shown(trial, trial)) * min(1.0, median(shares or [1.0]))
+
+
+def _shown(trial: Trial, like: Trial) -> float:
+    """The accuracy of a trial at the place that another has reached: a share of the first fold, or whole folds."""
+    if like.rung == len(RUNGS):
+        return fmean(trial.accuracies[: len(like.folds)])
+    done = len(like.folds[0].epochs) / like.settings["epochs"]
+    return max(trial.folds[0].curve[: max(1, ceil(done * trial.settings["epochs"]))])
+
+
+def _error(accuracy: float) -> float:
+    return max(1 - accuracy, MIN_ERROR)
+
+
+def price(trial: Trial, incumbent: Trial) -> float:
+    """The accuracy above the incumbent's mean that a trial must promise for its cost; less than 0 if it is cheap."""
+    standard_error = max(incumbent.std_accuracy, MIN_ERROR) / sqrt(len(incumbent.folds))
+    return PRICE * standard_error * (log2(trial.full_cost / incumbent.full_cost) + 1)
+
+
+def reason_to_end(trial: Trial, incumbent: Trial | None, complete: Sequence[Trial]) -> str:
+    """Why a paused trial is not worth its next rung; empty if it is."""
+    if incumbent is None:
+        return ""
+    predicted, wanted = predicted_accuracy(trial, complete), incumbent.mean_accuracy + price(trial, incumbent)
+    if predicted > wanted:
+        return ""
+    times, number = trial.full_cost / incumbent.full_cost, incumbent.number + 1
+    if predicted >= incumbent.mean_accuracy:
+        return f"as good as trial {number} at {times:.1f} times its cost: predicted {predicted:.4f}, not {wanted:.4f}"
+    mean = incumbent.mean_accuracy
+    return f"predicted {predicted:.4f} at {times:.1f} times the cost of trial {number}, which has {mean:.4f}"
+
+
+def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bool) -> Trial | None:
+    """The paused trial to go on with, the cheapest of those that are promoted; None to try another proposal first.
+
+    Parameters
+    ----------
+    paused
+        Trials that are worth their next rung.
+    reached
+        All trials of the study that have reached a rung, these included.
+    last
+        Whether no further proposals come, so that a third is rounded up.
+    """
+    promoted = []
+    for trial in paused:
+        rivals = sorted((_at_rung(other, trial.rung) for other in reached if other.rung >= trial.rung), reverse=True)
+        places = ceil(len(rivals) / REDUCTION) if last else len(rivals) // REDUCTION
+        if _at_rung(trial, trial.rung) in rivals[:places]:
+            promoted.append(trial)
+    return min(promoted, key=lambda trial: (trial.full_cost, trial.number), default=None)
+
+
+def _at_rung(trial: Trial, rung: int) -> tuple[float, float]:
+    """What trials are ranked by at a rung: the accuracy, and for equals the loss."""
+    epochs = trial.folds[0].epochs[: pause_epoch(rung - 1, trial.settings["epochs"])]
+    return max(epoch["val_accuracy"] for epoch in epochs), -min(epoch["val_loss"] for epoch in epochs)
