@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F  # noqa: N812  torch's own convention
 from torch import Tensor, nn
 
 from toolkit.cli.terminal import echo
@@ -38,6 +39,22 @@ class SimpleCNN(nn.Module):
         features = self.features(images).mean(dim=(2, 3))  # (N, 256)
         logits: Tensor = self.head(features)  # (N, K)
         return logits
+
+
+class ReLUMaxPool(nn.Module):
+    """ReLU and max-pooling, whose outputs and gradients do not depend on which of them comes first.
+
+    In training the pooling does, so that ReLU has a fourth of the values; in evaluation mode, and so in exported
+    programs, ReLU does, since engines fuse it with the convolution before it.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, images: Tensor) -> Tensor:  # (N, C, H, W)
+        pooled: Tensor = F.relu_(self.pool(images)) if self.training else self.pool(F.relu_(images))
+        return pooled  # about (N, C, H / 2, W / 2)
 
 
 class FrozenBackbone(nn.Module):
@@ -131,8 +148,10 @@ def _resnet18() -> nn.Module:
     """torchvision's ResNet-18 with random weights; the import takes seconds, which simple_cnn does without."""
     from torchvision.models import resnet18
 
-    network: nn.Module = resnet18(weights=None)
-    return network
+    network = resnet18(weights=None)
+    network.relu, network.maxpool = nn.Identity(), ReLUMaxPool(network.maxpool)  # of the stem; no weights are in them
+    built: nn.Module = network
+    return built
 
 
 def _download() -> dict[str, Tensor]:
@@ -165,8 +184,7 @@ def _block(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2, ceil_mode=True),
+        ReLUMaxPool(nn.MaxPool2d(2, ceil_mode=True)),
     )
 
 

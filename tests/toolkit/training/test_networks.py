@@ -18,7 +18,7 @@ from toolkit.training.data.dataset import Subset
 from toolkit.training.device import Device
 from toolkit.training.hyperparameters import Hyperparameters
 from toolkit.training.loop import FitConfig, fit
-from toolkit.training.networks import NETWORKS, build_network, load_weights
+from toolkit.training.networks import NETWORKS, ReLUMaxPool, build_network, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,74 @@ def test_dropout_acts_while_training(name):
     images = torch.rand(8, 3, 32, 32)
     assert torch.equal(plain(images), plain(images))
     assert not torch.equal(dropped(images), dropped(images))
+
+
+class TextbookSimpleCNN(nn.Module):
+    """The blocks of simple_cnn as they are usually written, with the same names of weights."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.features = nn.Sequential(
+            *[
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                    nn.MaxPool2d(2, ceil_mode=True),
+                )
+                for a, b in ((3, 32), (32, 64), (64, 128), (128, 256))
+            ]
+        )
+        self.head = nn.Sequential(nn.Dropout(0.0), nn.Linear(256, classes))
+
+    def forward(self, images):
+        return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+def textbook(name):
+    """A simple_cnn or ResNet-18 of three classes that does not know ``ReLUMaxPool``."""
+    if name == "simple_cnn":
+        return TextbookSimpleCNN(3)
+    network = resnet18(weights=None)
+    network.fc = nn.Sequential(nn.Dropout(0.0), nn.Linear(512, 3))
+    return network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["simple_cnn", "resnet18"])
+def test_outputs_gradients_and_statistics_are_those_of_the_textbook_network_bit_for_bit(name, dtype):
+    plain, ours = textbook(name), build_network(name, 3, 0.0, None)
+    ours.load_state_dict(plain.state_dict())  # strict: weights saved of either fit the other
+    plain.load_state_dict(ours.state_dict())
+    images, labels = torch.randn(6, 3, 50, 50, generator=torch.Generator().manual_seed(3)), torch.arange(6) % 3
+    for network in (plain, ours):
+        network.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        outputs = [network.train()(images) for network in (plain, ours)]
+    for logits in outputs:
+        nn.functional.cross_entropy(logits.float(), labels).backward()
+    assert torch.equal(*outputs)
+    for one, other in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert one.grad.abs().sum() > 0
+        assert torch.equal(one.grad, other.grad)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[key]), key
+    assert torch.equal(plain.eval()(images), ours.eval()(images))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(3, 2, padding=1)])
+def test_pooling_before_relu_sends_each_gradient_to_the_same_value(pool):
+    """Small whole numbers, so that windows have ties, zeros, and nothing above zero."""
+    values = torch.randint(-3, 3, (4, 5, 9, 7), generator=torch.Generator().manual_seed(1)).float()
+    results = []
+    for layers in (nn.Sequential(nn.ReLU(), pool), ReLUMaxPool(pool).train()):
+        inputs = values.clone().requires_grad_()
+        outputs = layers(inputs)
+        outputs.backward(torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2)))
+        results.append((outputs, inputs.grad))
+    assert (results[0][0] == 0).any()
+    for plain, ours in zip(*results, strict=True):
+        assert torch.equal(plain, ours)
 
 
 def test_an_unknown_network_is_refused_with_those_there_are():
