@@ -53,7 +53,7 @@ def test_a_script_prints_its_trials_a_table_and_the_next_command(place, whole):
     assert pruned, "this search has both"
     for trial in pruned:
         assert f"trial {trial['number'] + 1:>3}/8  pruned {trial['reason']}; " in whole.out
-    assert re.search(r"^trial +mean +spread +images +seconds +network +size +optimizer", whole.out, re.MULTILINE)
+    assert re.search(r"^trial +mean +spread +multiply-adds +seconds +network +size +optimizer", whole.out, re.MULTILINE)
     assert f"8 trials: {len(complete)} complete, {len(pruned)} pruned, 0 failed; " in whole.out
     assert f"MLflow run: {study.info.run_id}\n" in whole.out
     assert whole.out.endswith(
@@ -87,7 +87,7 @@ def test_folds_are_nested_in_trials_and_trials_in_the_study(place, whole):
         assert accuracies == row["fold_accuracies"]
         metrics, tags = trial.data.metrics, trial.data.tags
         assert (trial.info.status, tags["state"]) == (STATUS[row["state"]], row["state"])
-        assert metrics["training_images"] == row["images"]
+        assert (metrics["training_images"], metrics["training_multiply_adds"]) == (row["images"], row["multiply_adds"])
         history = place.client.get_metric_history(trial.info.run_id, "fold_accuracy")
         assert sorted((point.step, point.value) for point in history) == list(enumerate(accuracies))
         assert trial.data.params == {name: str(value) for name, value in row["settings"].items()}
@@ -127,7 +127,7 @@ def test_the_study_holds_the_best_trial_its_model_and_its_images(place, whole):
 
 def test_status_prints_a_study(place, whole):
     shown = print_status(TuneSettings(status="last", study_dir=place.folder / "whole"))
-    assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  images")
+    assert shown.startswith("study colours-1, finished\n\ntrial    mean  spread  multiply-adds")
     assert whole.out[whole.out.index("\ntrial    mean") :].startswith(
         shown[shown.index("\ntrial ") : -1].split("\n\nbest")[0]
     )

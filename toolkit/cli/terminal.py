@@ -128,4 +128,6 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.strip("%-+ ").replace(".", "", 1).replace(",", "").replace("e-", "").isdigit() or text in ("", "-")
+    return text.strip("%-+ ").replace(".", "", 1).replace(",", "").replace("e-", "").replace(
+        "e+", ""
+    ).isdigit() or text in ("", "-")

@@ -22,7 +22,7 @@ from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import STATES, Fold, Trial
 
 STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "paused": "SCHEDULED"}
-LAST_METRIC = "training_images"  # of a trial, sent in one request with the others: all arrive, or none
+LAST_METRIC = "training_multiply_adds"  # of a trial, sent in one request with the others: all arrive, or none
 NEWEST_FIRST = ["attributes.start_time DESC"]  # a repeated request may have made two runs of one trial
 
 
@@ -145,7 +145,7 @@ class StudyLogger:
                 run.metrics({"fold_accuracy": fold.accuracy}, step=number)
             if trial.state == "complete":  # the mean of a few folds would look like one of all
                 run.metrics({"mean_cv_accuracy": trial.mean_accuracy, "std_cv_accuracy": trial.std_accuracy})
-            run.metrics({"training_time_s": trial.seconds, LAST_METRIC: trial.images})
+            run.metrics({"training_time_s": trial.seconds, "training_images": trial.images, LAST_METRIC: trial.cost})
             run.flush()
         if best and trial.number not in _steps(self._study, "best_so_far"):
             with mlflow_call("log the best accuracy so far"):
@@ -197,6 +197,6 @@ def _summary(trial: Trial) -> dict[str, Any]:
     return {
         "number": trial.number, "state": trial.state, "settings": dict(trial.settings),
         **{name: value if math.isfinite(value) else None for name, value in metrics.items()},
-        "fold_accuracies": trial.accuracies, "images": trial.images, "seconds": trial.seconds,
-        "reason": trial.reason,
+        "fold_accuracies": trial.accuracies, "images": trial.images, "multiply_adds": trial.cost,
+        "seconds": trial.seconds, "reason": trial.reason,
     }  # fmt: skip

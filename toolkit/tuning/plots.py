@@ -65,7 +65,7 @@ def history_plot(trials: Sequence[Trial]) -> Figure:
 def cost_plot(trials: Sequence[Trial]) -> Figure:
     """Accuracy against cost, the complete trials that no other beats in both, and what all trials cost together.
 
-    The cost is the number of images passed through training: unlike seconds, it is the same on
+    The cost is counted in multiply-adds of training and validation: unlike seconds, it is the same on
     every machine. Trials without a cost, such as repeated ones, are left out.
 
     Examples
@@ -73,23 +73,23 @@ def cost_plot(trials: Sequence[Trial]) -> Figure:
     >>> cost_plot([]).texts[0].get_text()
     'no trial has cost anything yet'
     """
-    paid = [trial for trial in trials if trial.images]
+    paid = [trial for trial in trials if trial.cost]
     if not paid:
         return empty_figure("no trial has cost anything yet")
     figure = Figure(figsize=(10, 5.8), layout="constrained")
     axes, total = figure.subplots(2, 1, height_ratios=(12, 1))
-    handles = _points(axes, paid, lambda trial: trial.images)
+    handles = _points(axes, paid, lambda trial: trial.cost)
     if best := _best_of(paid):
         front = pareto_front(paid)
-        label, costs = "Pareto front of complete trials", [trial.images for trial in front]
+        label, costs = "Pareto front of complete trials", [trial.cost for trial in front]
         handles += axes.step(costs, _means(front), where="post", color=INK, label=label)
-        handles += axes.plot(best.images, best.mean_accuracy, label="best", **BEST)
-    if max(trial.images for trial in paid) > 10 * min(trial.images for trial in paid):
+        handles += axes.plot(best.cost, best.mean_accuracy, label="best", **BEST)
+    if max(trial.cost for trial in paid) > 10 * min(trial.cost for trial in paid):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(EngFormatter())
-    axes.set(xlabel="images passed through training", ylabel=ACCURACY)
+    axes.set(xlabel="multiply-adds of training and validation", ylabel=ACCURACY)
     _totals(total, paid)
     _lay_out(figure, axes, paid, handles)
     return figure
@@ -98,32 +98,32 @@ def cost_plot(trials: Sequence[Trial]) -> Figure:
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
     """The complete trials that no other beats in both cost and accuracy, the cheapest first."""
     front: list[Trial] = []
-    for trial in sorted(_in_state(trials, "complete"), key=lambda trial: (trial.images, -trial.mean_accuracy)):
+    for trial in sorted(_in_state(trials, "complete"), key=lambda trial: (trial.cost, -trial.mean_accuracy)):
         if not front or trial.mean_accuracy > front[-1].mean_accuracy:
             front.append(trial)
     return front
 
 
-def saved_images(trials: Sequence[Trial]) -> float:
-    """An estimate of the images that pruning saved: folds not started, each at the mean cost of the trial's own folds.
+def saved_cost(trials: Sequence[Trial]) -> float:
+    """An estimate of the multiply-adds that pruning saved: folds not started, at the mean cost of the trial's own.
 
     The last fold of a pruned trial may be unfinished, so the estimate is rather too low than too high.
     """
     folds = max((len(trial.folds) for trial in _in_state(trials, "complete")), default=0)
     pruned = [trial for trial in _in_state(trials, "pruned") if 0 < len(trial.folds) < folds]
-    return sum(trial.images * (folds / len(trial.folds) - 1) for trial in pruned)
+    return sum(trial.cost * (folds / len(trial.folds) - 1) for trial in pruned)
 
 
 def _totals(axes: Axes, trials: Sequence[Trial]) -> None:
     """One bar of the cost of the trials of each state, and of what pruning saved."""
-    spent = {state: sum(trial.images for trial in _in_state(trials, state)) for state in POINTS}
-    start, saved = sum(spent.values()), saved_images(trials)
+    spent = {state: sum(trial.cost for trial in _in_state(trials, state)) for state in POINTS}
+    start, saved = sum(spent.values()), saved_cost(trials)
     for index, (state, amount) in enumerate(spent.items()):
         axes.barh(0, amount, left=sum([*spent.values()][:index]), color=POINTS[state]["color"], label=state)
     axes.barh(0, saved, left=start, facecolor="none", edgecolor=GREY, hatch="////", linewidth=0, label="saved")
     parts = ", ".join(f"{text} {_amount(spent[state])}" for state, text in counts(trials))
     pruning = f"; pruning saved about {_amount(saved)} ({saved / (start + saved):.0%})" if saved else ""
-    axes.set_title(f"{_amount(start)} images in all: {parts}{pruning}", loc="left", fontsize=10)
+    axes.set_title(f"{_amount(start)} multiply-adds in all: {parts}{pruning}", loc="left", fontsize=10)
     axes.set_axis_off()
 
 
@@ -179,8 +179,8 @@ def _numbers(trials: Sequence[Trial]) -> list[int]:
     return [trial.number + 1 for trial in trials]
 
 
-def _amount(images: float) -> str:
-    return str(EngFormatter(places=1 if images >= 1000 else 0)(images)).strip()
+def _amount(count: float) -> str:
+    return str(EngFormatter(places=1 if count >= 1000 else 0)(count)).strip()
 
 
 # --- importances --------------------------------------------------------------------------------

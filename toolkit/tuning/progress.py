@@ -123,10 +123,10 @@ def describe(settings: Mapping[str, Any]) -> str:
 
 def leaderboard(study: Study) -> str:
     """The best complete trials with mean, spread and cost, and the counts of all states."""
-    headings = ["trial", "mean", "spread", "images", "seconds", *(heading for _, heading in SHOWN.values())]
+    headings = ["trial", "mean", "spread", "multiply-adds", "seconds", *(heading for _, heading in SHOWN.values())]
     rows = [
         [
-            trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.images:,}",
+            trial.number + 1, f"{trial.mean_accuracy:.4f}", f"{trial.std_accuracy:.4f}", f"{trial.cost:,.3g}",
             f"{trial.seconds:.0f}", *(_cell(trial.settings.get(name, "-")) for name in SHOWN),
         ]
         for trial in study.ranking[:LEADERBOARD_SIZE]
@@ -140,13 +140,13 @@ def counts_text(trials: Sequence[Trial]) -> str:
     Examples
     --------
     >>> counts_text([Trial(0, {}, "pruned", seconds=90.0), Trial(1, {}, "failed", seconds=40.0)])
-    '2 trials: 0 complete, 1 pruned, 1 failed; 0 images through training, 2 minutes'
+    '2 trials: 0 complete, 1 pruned, 1 failed; 0 multiply-adds, 2 minutes'
     """
     counts = ", ".join(f"{sum(trial.state == state for trial in trials)} {state}" for state in STATES)
-    images, seconds = sum(trial.images for trial in trials), sum(trial.seconds for trial in trials)
+    cost, seconds = sum(trial.cost for trial in trials), sum(trial.seconds for trial in trials)
     took = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     plural = "" if len(trials) == 1 else "s"
-    return f"{len(trials)} trial{plural}: {counts}; {images:,} images through training, {took}"
+    return f"{len(trials)} trial{plural}: {counts}; {cost:,.3g} multiply-adds, {took}"
 
 
 def all_settings(settings: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ class Proposal:
         """The known trial under this number, at no cost."""
         if self.known is None:
             return None
-        folds = tuple(replace(fold, images=0, seconds=0.0) for fold in self.known.folds)
+        folds = tuple(replace(fold, images=0, multiply_adds=0.0, seconds=0.0) for fold in self.known.folds)
         reason = f"as trial {self.known.number + 1}, which had the same settings"
         if self.known.state != "complete":
             reason = f"{reason}: {self.known.reason}"

@@ -43,7 +43,7 @@ def fold(*curve):
         asdict(EpochMetrics(number, 0.5, 0.75, 0.25, accuracy, 1e-3, 20.0, 30.0, 2.0, 100.0))
         for number, accuracy in enumerate(curve, 1)
     )
-    return Fold(epochs, 1 + curve.index(max(curve)), 2.0 * len(curve), 80 * len(curve))
+    return Fold(epochs, 1 + curve.index(max(curve)), 2.0 * len(curve), 80 * len(curve), 80.0 * len(curve))
 
 
 def trial(number, *folds, state="complete", reason=""):
@@ -182,7 +182,7 @@ def test_a_running_trial_is_a_running_run(study, make_logger):
 
 SAME = "as trial 1, which had the same settings"
 KILLED = "its process was killed by SIGKILL"
-HALF = {"fold_accuracy": [0.5, 0.5], "training_images": [160.0]}
+HALF = {"fold_accuracy": [0.5, 0.5], "training_images": [160.0], "training_multiply_adds": [160.0]}
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,17 @@ HALF = {"fold_accuracy": [0.5, 0.5], "training_images": [160.0]}
             {
                 "fold_accuracy": [0.75, 0.875], "mean_cv_accuracy": [0.8125],
                 "std_cv_accuracy": [pytest.approx(0.125 / math.sqrt(2))], "training_images": [240.0],
+                "training_multiply_adds": [240.0],
             },
         ),
-        (TRIALS[1], "FAILED", {"failure": "the loss became nan"}, {"training_images": [0.0]}),
-        (TRIALS[2], "KILLED", {"reason": PRUNED}, {"fold_accuracy": [0.5], "training_images": [80.0]}),
+        (
+            TRIALS[1], "FAILED", {"failure": "the loss became nan"},
+            {"training_images": [0.0], "training_multiply_adds": [0.0]},
+        ),
+        (
+            TRIALS[2], "KILLED", {"reason": PRUNED},
+            {"fold_accuracy": [0.5], "training_images": [80.0], "training_multiply_adds": [80.0]},
+        ),
         (
             trial(3, fold(0.5), fold(0.5), reason=SAME), "FINISHED", {"reason": SAME},
             {**HALF, "mean_cv_accuracy": [0.5], "std_cv_accuracy": [0.0]},
@@ -535,5 +542,5 @@ def test_a_study_is_logged_with_table_journal_and_plots(study, trials, tmp_path)
             ("complete", 0.8125, pytest.approx(0.125 / math.sqrt(2))), ("failed", None, None), ("pruned", 0.5, None)
         ]  # fmt: skip
         assert table[0]["fold_accuracies"] == [0.75, 0.875]
-        assert (table[2]["reason"], table[2]["images"], table[2]["seconds"]) == (PRUNED, 80, 9.0)
+        assert [table[2][key] for key in ("reason", "images", "multiply_adds", "seconds")] == [PRUNED, 80, 80.0, 9.0]
         assert table[0]["settings"] == dict(searched.trials[0].settings)

@@ -22,7 +22,7 @@ from toolkit.tuning.plots import (
     importances,
     pareto_front,
     place,
-    saved_images,
+    saved_cost,
 )  # fmt: skip
 from toolkit.tuning.space import FULL, QUICK, Choice, Integers, LogUniform, Uniform, expression, flatten
 
@@ -129,7 +129,7 @@ def test_the_cost_plot_has_the_pareto_front():
     assert line(figure, "Pareto front of complete trials") == ([800, 1000], [0.7, 0.8])
     assert line(figure, "best") == ([1000], [0.8])
     assert figure.axes[0].get_xscale() == "linear"
-    assert figure.axes[0].get_xlabel() == "images passed through training"
+    assert figure.axes[0].get_xlabel() == "multiply-adds of training and validation"
     assert legend(figure)[:3] == ["3 complete", "1 pruned, mean so far", "1 failed"]
 
 
@@ -145,7 +145,7 @@ def test_the_bar_below_sums_the_costs_and_the_savings():
         trial(1, 0.5, 0.5, state="pruned"),
         trial(2, 0.5, state="failed", images=500),
     ]
-    assert saved_images(trials) == pytest.approx(3000)
+    assert saved_cost(trials) == pytest.approx(3000)
     bar = cost_plot(trials).axes[1]
     assert [(patch.get_x(), patch.get_width()) for patch in bar.patches] == [
         (0, 5000),
@@ -154,13 +154,13 @@ def test_the_bar_below_sums_the_costs_and_the_savings():
         (7500, pytest.approx(3000)),
     ]
     assert bar.get_title(loc="left") == (
-        "7.5 k images in all: 1 complete 5.0 k, 1 pruned 2.0 k, 1 failed 500; pruning saved about 3.0 k (29%)"
+        "7.5 k multiply-adds in all: 1 complete 5.0 k, 1 pruned 2.0 k, 1 failed 500; pruning saved about 3.0 k (29%)"
     )
 
 
 def test_savings_need_a_complete_trial_and_folds_left():
-    assert saved_images([trial(0, 0.5, state="pruned")]) == 0
-    assert saved_images([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="pruned"), trial(2, state="pruned")]) == 0
+    assert saved_cost([trial(0, 0.5, state="pruned")]) == 0
+    assert saved_cost([trial(0, 0.5, 0.6), trial(1, 0.5, 0.4, state="pruned"), trial(2, state="pruned")]) == 0
     assert "saved" not in cost_plot([trial(0, 0.5)]).axes[1].get_title(loc="left")
 
 
@@ -183,7 +183,7 @@ def test_the_pareto_front(drawn):
         for point in complete
         if not any(other != point and other[0] <= point[0] and other[1] >= point[1] for other in complete)
     }
-    assert [(each.images, round(each.mean_accuracy * 6)) for each in pareto_front(trials)] == sorted(free)
+    assert [(each.cost, round(each.mean_accuracy * 6)) for each in pareto_front(trials)] == sorted(free)
 
 
 @pytest.mark.parametrize("image", IMAGES)

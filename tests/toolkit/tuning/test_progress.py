@@ -100,15 +100,15 @@ def test_all_settings_are_named():
 @pytest.mark.parametrize(
     ("ended", "said"),
     [
-        ([], "0 trials: 0 complete, 0 pruned, 0 failed; 0 images through training, 0 seconds"),
-        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 pruned, 0 failed; 3,000 images through training, 12 seconds"),
+        ([], "0 trials: 0 complete, 0 pruned, 0 failed; 0 multiply-adds, 0 seconds"),
+        ([trial(0, 0.5, 0.5)], "1 trial: 1 complete, 0 pruned, 0 failed; 3e+03 multiply-adds, 12 seconds"),
         (
             [trial(0, state="failed", seconds=119.4)],
-            "1 trial: 0 complete, 0 pruned, 1 failed; 0 images through training, 119 seconds",
+            "1 trial: 0 complete, 0 pruned, 1 failed; 0 multiply-adds, 119 seconds",
         ),
         (
             [trial(0, *[0.5] * 5, seconds=119.6), trial(1, 0.5, state="pruned"), trial(2, state="failed")],
-            "3 trials: 1 complete, 1 pruned, 1 failed; 9,000 images through training, 2 minutes",
+            "3 trials: 1 complete, 1 pruned, 1 failed; 9e+03 multiply-adds, 2 minutes",
         ),
     ],
 )
@@ -121,20 +121,20 @@ def test_the_leaderboard_has_the_best_five_and_the_counts():
     complete = [trial(number, accuracy, accuracy + 0.125) for number, accuracy in enumerate(accuracies)]
     others = [trial(6, 0.99, state="pruned"), trial(7, state="failed", seconds=300)]
     assert leaderboard(study_of(*complete, *others)).splitlines() == [
-        "trial    mean  spread  images  seconds  network   size  optimizer  batch  epochs  learning rate",
-        "    5  0.9375  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    2  0.8125  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    3  0.6875  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    1  0.5625  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
-        "    4  0.3125  0.0884   3,000       12  resnet18   224  sgd           32      20       0.000123",
+        "trial    mean  spread  multiply-adds  seconds  network   size  optimizer  batch  epochs  learning rate",
+        "    5  0.9375  0.0884          3e+03       12  resnet18   224  sgd           32      20       0.000123",
+        "    2  0.8125  0.0884          3e+03       12  resnet18   224  sgd           32      20       0.000123",
+        "    3  0.6875  0.0884          3e+03       12  resnet18   224  sgd           32      20       0.000123",
+        "    1  0.5625  0.0884          3e+03       12  resnet18   224  sgd           32      20       0.000123",
+        "    4  0.3125  0.0884          3e+03       12  resnet18   224  sgd           32      20       0.000123",
         "",
-        "8 trials: 6 complete, 1 pruned, 1 failed; 19,500 images through training, 6 minutes",
+        "8 trials: 6 complete, 1 pruned, 1 failed; 1.95e+04 multiply-adds, 6 minutes",
     ]
 
 
 def test_without_a_complete_trial_there_is_no_table():
     study = study_of(trial(0, state="failed"))
-    assert leaderboard(study) == "1 trial: 0 complete, 0 pruned, 1 failed; 0 images through training, 12 seconds"
+    assert leaderboard(study) == "1 trial: 0 complete, 0 pruned, 1 failed; 0 multiply-adds, 12 seconds"
 
 
 def test_a_missing_hyperparameter_is_a_dash_in_the_table():
@@ -145,8 +145,8 @@ def test_a_missing_hyperparameter_is_a_dash_in_the_table():
     study.ask()
     study.tell(Trial(0, settings, "complete", trial(0, 0.5, 0.5).folds, 1.0))
     assert leaderboard(study).splitlines()[:2] == [
-        "trial    mean  spread  images  seconds  network  size  optimizer  batch  epochs  learning rate",
-        "    1  0.5000  0.0000   3,000        1        -     -  sgd            -      20       0.000123",
+        "trial    mean  spread  multiply-adds  seconds  network  size  optimizer  batch  epochs  learning rate",
+        "    1  0.5000  0.0000          3e+03        1        -     -  sgd            -      20       0.000123",
     ]
 
 
