@@ -599,8 +599,8 @@ def print_status(settings: TuneSettings) -> str:
     """The results of a study so far."""
     name = resolve_study(settings.study_dir, settings.status or LAST, "--status")
     study, finished = read_study(settings.study_dir, name)
-    n = len(study.under_way)
-    state = "finished" if finished else f"not finished, {n} trial{'s' * (n != 1)} under way"
+    n, waiting = len(study.under_way), f", {len(study.paused)} paused" if study.paused else ""
+    state = "finished" if finished else f"not finished, {n} trial{'s' * (n != 1)} under way{waiting}"
     best = f"\n\nbest settings: {all_settings(study.best.settings)}" if study.best else ""
     return f"study {name}, {state}\n\n{leaderboard(study)}{best}"
 

@@ -190,5 +190,5 @@ def require_stopped(place, ended):
     assert set(statuses) <= {"FINISHED", "KILLED", "SCHEDULED", "RUNNING"}
     assert statuses.count("RUNNING") <= 1
     shown = print_status(TuneSettings(status="colours-1", study_dir=place.folder / "killed"))
-    assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way\n", shown)
+    assert re.match(r"study colours-1, not finished, (0 trials|1 trial) under way(, \d paused)?\n", shown)
     assert re.search(rf"\n{len(trials)} trials?: ", shown)

@@ -218,7 +218,7 @@ def test_a_lost_server_says_how_to_resume(outage):
     assert lost.out.count(GONE) == lost.out.count("MLflow") == 1
     assert f"\nepoch   {EPOCHS}/{EPOCHS}  " in lost.out
     assert re.fullmatch(
-        r"train_cnn\.py: error: cannot log \S+: connection refused; the training is saved: resume it"
+        r"train_cnn\.py: error: cannot find an earlier bundle: connection refused; the training is saved: resume it"
         rf" when MLflow answers again: python {ROOT}/train_cnn\.py --resume {outage.left.info.run_id}\n",
         lost.err,
     )
