@@ -6,13 +6,13 @@ Only after its whole first fold come the others. Two rules hold, of which the fi
 waiting (Li et al.), and the second makes it aware of costs:
 
 1. A trial is promoted when it is among the best third of all that have reached its rung.
-2. It is promoted only when it may beat the *incumbent*, the best complete trial, by more than its price: its
-   predicted accuracy must exceed the incumbent's mean by ``PRICE`` standard errors of that mean for each doubling
-   of cost from half the incumbent's on. What is merely as good and dearer is not run to its end.
+2. It is promoted only when it may beat the *incumbent*, the best complete trial, by more than its price: the
+   most that it may reach must exceed the incumbent's mean by ``PRICE`` standard errors of that mean for each
+   doubling of cost from half the incumbent's on. What is merely as good and dearer is not run to its end.
 
-The prediction is the error at the rung times the median share of its error at the same place with which complete
-trials ended. Cost is counted in multiply-adds: the same on every machine, and comparable between networks and
-image sizes.
+Hyperopt learns from predictions: the error at the rung times the median share of its error at the same place
+with which complete trials ended. Cost is counted in multiply-adds: the same on every machine, and comparable
+between networks and image sizes.
 
 References
 ----------
@@ -90,18 +90,30 @@ def price(trial: Trial, incumbent: Trial) -> float:
     return PRICE * standard_error * (log2(trial.full_cost / incumbent.full_cost) + 1)
 
 
+def hoped_accuracy(trial: Trial, incumbent: Trial, complete: Sequence[Trial]) -> float:
+    """The most that a trial may reach: within its first fold as much better as any complete trial has become.
+
+    After whole folds it is the incumbent's mean and what the trial is ahead or behind in the same folds. To either
+    comes the standard deviation of the incumbent's folds, for chance.
+    """
+    if trial.rung == len(RUNGS):
+        reached = incumbent.mean_accuracy + fmean(trial.accuracies) - _shown(incumbent, trial)
+    else:
+        shares = [_error(other.mean_accuracy) / _error(_shown(other, trial)) for other in complete]
+        reached = 1 - _error(_shown(trial, trial)) * min(1.0, *shares)
+    return reached + max(incumbent.std_accuracy, MIN_ERROR)
+
+
 def reason_to_end(trial: Trial, incumbent: Trial | None, complete: Sequence[Trial]) -> str:
     """Why a paused trial is not worth its next rung; empty if it is."""
     if incumbent is None:
         return ""
-    predicted, wanted = predicted_accuracy(trial, complete), incumbent.mean_accuracy + price(trial, incumbent)
-    if predicted > wanted:
+    hoped, mean = hoped_accuracy(trial, incumbent, complete), incumbent.mean_accuracy
+    if hoped > mean + price(trial, incumbent):
         return ""
     times, number = trial.full_cost / incumbent.full_cost, incumbent.number + 1
-    if predicted >= incumbent.mean_accuracy:
-        return f"as good as trial {number} at {times:.1f} times its cost: predicted {predicted:.4f}, not {wanted:.4f}"
-    mean = incumbent.mean_accuracy
-    return f"predicted {predicted:.4f} at {times:.1f} times the cost of trial {number}, which has {mean:.4f}"
+    relation = "as good as" if hoped >= mean else "worse than"
+    return f"{relation} trial {number} at {times:.1f} times its cost: {hoped:.4f} at best, and it has {mean:.4f}"
 
 
 def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bool) -> Trial | None:
