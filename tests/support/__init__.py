@@ -21,7 +21,7 @@ def wait_until(condition, seconds=MAX_WAIT_S):
 
 
 def children_that_run(module):
-    """Of the children of this process, which may have others, some of which are ending, those that run a module."""
+    """The children of this process that run a module; others, perhaps just ending, are left out."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):

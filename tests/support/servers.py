@@ -21,7 +21,7 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without one, each new client
 
 
 def free_port():
-    """A free port that the system gives to nobody, so it stays free until its server starts, and between two starts."""
+    """A free port outside the range from which the system gives ports, so it stays free while no server uses it."""
     while True:
         port = 15_000 + secrets.randbelow(15_000)  # systems give out those from 32768 or 49152 on
         with socket.socket() as probe, suppress(OSError):

@@ -4,6 +4,7 @@ Progress is a bar on a terminal. Elsewhere, as in a log, it is a line after half
 """
 
 import io
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -128,6 +129,5 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return text.strip("%-+ ").replace(".", "", 1).replace(",", "").replace("e-", "").replace(
-        "e+", ""
-    ).isdigit() or text in ("", "-")
+    digits = text.strip("%-+ ").replace(".", "", 1)
+    return re.sub(r",|e[-+]", "", digits).isdigit() or text in ("", "-")

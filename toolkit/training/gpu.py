@@ -1,4 +1,4 @@
-"""What only a GPU needs: a check that it works, the times of its steps, and its errors in one line."""
+"""Parts for a GPU alone: a check that it works, the times of its steps, and its errors in one line."""
 
 import time
 from collections.abc import Iterator

@@ -105,7 +105,7 @@ def hoped_accuracy(trial: Trial, incumbent: Trial, complete: Sequence[Trial]) ->
 
 
 def reason_to_end(trial: Trial, incumbent: Trial | None, complete: Sequence[Trial]) -> str:
-    """Why a paused trial is not worth its next rung; empty if it is."""
+    """The reason why a paused trial is not worth its next rung; empty if it is."""
     if incumbent is None:
         return ""
     hoped, mean = hoped_accuracy(trial, incumbent, complete), incumbent.mean_accuracy
@@ -138,6 +138,6 @@ def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bo
 
 
 def _at_rung(trial: Trial, rung: int) -> tuple[float, float]:
-    """What trials are ranked by at a rung: the accuracy, and for equals the loss."""
+    """The rank of a trial at a rung: by its accuracy, and among equals by its loss; more is better."""
     epochs = trial.folds[0].epochs[: pause_epoch(rung - 1, trial.settings["epochs"])]
     return max(epoch["val_accuracy"] for epoch in epochs), -min(epoch["val_loss"] for epoch in epochs)

@@ -41,7 +41,7 @@ def test_readings_of_the_machine():
 
 
 class FakeNVMLError(Exception):
-    """What NVIDIA's library raises."""
+    """An error as NVIDIA's library raises it."""
 
 
 def nvml(uuid, *, utilisation):

@@ -1,4 +1,4 @@
-"""What only a GPU needs, on machines without one: fake tensors know their device, and fake events the time."""
+"""GPU code on machines without one: fake tensors know their device, and fake events the time."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def pinned(monkeypatch):
 
 
 def backward_without_a_driver(network):
-    """Of autograd only the result: its threads need a driver."""
+    """The result of autograd alone: its threads need a driver."""
 
     def backward(loss):
         assert loss.device == torch.device("cuda", 0)
