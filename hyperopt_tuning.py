@@ -2,7 +2,7 @@
 
     python hyperopt_tuning.py --preset quick                   # a small space, minutes on a laptop
     python hyperopt_tuning.py --data photos/ --max-trials 50   # the full space
-    python hyperopt_tuning.py --data photos/ --timeout 3600    # search for an hour
+    python hyperopt_tuning.py --data photos/ --time-budget 1h  # the best answer after an hour
     python hyperopt_tuning.py --resume                         # continue an interrupted study
     python hyperopt_tuning.py --status                         # print the results of a study so far
 
@@ -35,12 +35,14 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from toolkit.cli.data_settings import DataSettings
 from toolkit.cli.script_commands import command_line, this_command
-from toolkit.cli.settings import LAST, Name, environment, parse, read_first, run_script
+from toolkit.cli.settings import LAST, Duration, Name, environment, parse, read_first, run_script
 
 STEP_INTERVAL_S = 1.0  # between reports of a trial within an epoch
+BUNDLE_S = 30.0  # kept of a time budget for the bundle of the final model: evaluation, export, plots
 DEFAULT_TRIALS = {"full": 30, "quick": 6}
 OVERRIDABLE_ON_RESUME = {
-    "max_trials", "timeout", "study_patience", "parallel", "study_dir", "cache_dir", "cache_limit", "resume",
+    "max_trials", "time_budget", "study_patience", "one_standard_error", "parallel", "study_dir", "cache_dir",
+    "cache_limit", "resume",
 }  # fmt: skip
 
 
@@ -55,10 +57,15 @@ class TuneSettings(DataSettings):
         None, description="YAML file with a list of settings to begin with, complete or partial"
     )
     max_trials: int | None = Field(None, ge=1, le=100_000, description="trials; default 30, with --preset quick 6")
-    timeout: float | None = Field(None, gt=0, description="seconds after which the search ends, also within a trial")
+    time_budget: Duration | None = Field(
+        None, description="time for search and final training, such as 1h30m, 20m or 3600 (seconds)"
+    )
     study_patience: int | None = Field(None, ge=1, description="stop after this many trials without a better one")
     folds: int = Field(5, ge=2, le=50, description="stratified folds of each trial")
     prune: bool = Field(True, description="train only promising trials on all folds, and end the others early")
+    one_standard_error: bool = Field(
+        False, description="choose the cheapest trial within one standard error of the best mean accuracy"
+    )
     parallel: int = Field(
         1, ge=1, le=64, description="concurrent trials, each in a process with its share of the cores"
     )
@@ -123,6 +130,7 @@ from toolkit.tuning.study_storage import (
     journal_of,
     load_logits,
     read_study,
+    remove_logits,
     resolve_study,
     save_logits,
     studies_in,
@@ -184,6 +192,7 @@ class StudyOutcome:
 
     name: str
     study: Study
+    chosen: Trial  # the best, unless the cheapest of those as good was asked for
     model: TrainingResult
 
 
@@ -224,13 +233,14 @@ def tune(settings: TuneSettings) -> StudyOutcome:
     >>> outcome.study.best.mean_accuracy  # doctest: +SKIP
     0.98
     """
+    began = time.monotonic()
     client = connect()
     context = resume_study(settings) if settings.resume else start_study(settings)
     with context.journal, resumable(context), study_run(context, client) as run:
         logger = study_logger(context, run)
         logger.sync([*context.study.trials, *context.study.paused.values()])
         try:
-            search(context, logger)
+            search(context, logger, began)
             logger.flush()
         except BaseException:
             with suppress(TrackingError):  # the first error is the one to report
@@ -239,8 +249,10 @@ def tune(settings: TuneSettings) -> StudyOutcome:
             raise
         log_study(run, context.study, context.space, context.journal.path)
         model = train_best(context, run)
-        context.journal.append({"finished": context.study.best.number if context.study.best else None})
-    return StudyOutcome(context.name, context.study, model)
+        chosen = chosen_trial(context)
+        context.journal.append({"finished": chosen.number})
+        remove_logits(context.folder)
+    return StudyOutcome(context.name, context.study, chosen, model)
 
 
 # --- one trial ----------------------------------------------------------------------------------
@@ -405,7 +417,8 @@ def start_study(settings: TuneSettings) -> StudyContext:
             if not read_study(folder, other)[1]:
                 echo(f"study {other} is not finished; --resume {shlex.quote(other)} would continue it")
     journal = Journal(journal_of(folder, name), config.json())
-    return StudyContext(name, settings, space, data, Study(config, record=journal.append), journal)
+    study = Study(config, record=journal.append, cost_of=cost_function(data, settings.folds))
+    return StudyContext(name, settings, space, data, study, journal)
 
 
 def resume_study(settings: TuneSettings) -> StudyContext:
@@ -427,7 +440,7 @@ def resume_study(settings: TuneSettings) -> StudyContext:
                 f"study {name} cannot be resumed: {'; '.join(changes)}; --warm-start {word} starts another one that"
                 " knows its trials"
             )
-        study = Study(config, journal.entries, journal.append)
+        study = Study(config, journal.entries, journal.append, cost_function(data, former.folds))
     except BaseException:
         journal.close()
         raise
@@ -474,6 +487,18 @@ def _data(settings: TuneSettings, space: Space) -> TrainingData:
     data = data_for(settings, _options(space, "image_size")[0], _options(space, "model_type"))
     require_enough_for(settings.folds, data)
     return data
+
+
+def cost_function(data: TrainingData, folds: int) -> Callable[[Mapping[str, Any]], float]:
+    """The multiply-adds of cross-validating any settings on the data; 0 for settings that cannot be trained with."""
+
+    def cost_of(settings: Mapping[str, Any]) -> float:
+        try:
+            return TrainingCost.of(Hyperparameters(**settings), len(data.development), folds).full
+        except ValidationError:
+            return 0.0
+
+    return cost_of
 
 
 def _options(space: Space, name: str) -> tuple[Any, ...]:
@@ -532,8 +557,16 @@ def study_logger(context: StudyContext, run: Run) -> StudyLogger:
 # --- the search ---------------------------------------------------------------------------------
 
 
-def search(context: StudyContext, logger: StudyLogger) -> None:
-    """Run trials until a stop condition is met; those under way when it is interrupted can be resumed."""
+def search(context: StudyContext, logger: StudyLogger, began: float | None = None) -> None:
+    """Run trials until a stop condition is met; those under way when it is interrupted can be resumed.
+
+    Parameters
+    ----------
+    context, logger
+        The study, and what shows it in MLflow.
+    began
+        Monotonic seconds from which the time budget counts; now when None.
+    """
     settings, networks = context.settings, _options(context.space, "model_type")
     fingerprint = context.data.images.catalogue.fingerprint
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
@@ -543,33 +576,47 @@ def search(context: StudyContext, logger: StudyLogger) -> None:
         return TASK.dump_python(task, mode="json")  # of the settings, those of the data alone
 
     def on_result(result: Result) -> None:
-        if result.logits is not None and context.study.would_be_best(result.trial):
-            former = context.study.best.number if context.study.best else None
-            save_logits(context.folder, result.trial.number, result.logits, former)
+        if result.logits is not None:
+            save_logits(context.folder, result.trial.number, result.logits)
 
     def cleanup(trial: Trial) -> None:
         Checkpoint(context.folder, _checkpoint_name(trial.number), {}).discard()
 
     echo(f"study {context.name}: {settings.trials} trials of {settings.folds} folds each")
-    config = SearchConfig(settings.trials, settings.folds, settings.timeout, settings.study_patience)
+    seconds = settings.time_budget
+    if seconds is not None and began is not None:
+        seconds -= time.monotonic() - began
+    config = SearchConfig(settings.trials, settings.folds, seconds, settings.study_patience)
     with WorkerPool(settings.parallel, "hyperopt_tuning:run_task") as pool:
-        Search(context.study, config, pool, SearchHooks(make_task, on_result, cleanup), logger).run()
+        Search(context.study, config, pool, SearchHooks(make_task, on_result, cleanup, final_seconds), logger).run()
+
+
+def final_seconds(trial: Trial) -> float:
+    """An estimate of the seconds for training a complete trial's settings on everything, at the pace of its folds."""
+    n = len(trial.folds)
+    return max(fold.seconds for fold in trial.folds) * n / (n - 1) + BUNDLE_S
 
 
 # --- the best settings --------------------------------------------------------------------------
 
 
-def train_best(context: StudyContext, run: Run) -> TrainingResult:
-    """Train the best settings on everything but the held-out images and log the bundle."""
-    study, settings = context.study, context.settings
-    best = study.best
-    if best is None:
+def chosen_trial(context: StudyContext) -> Trial:
+    """The trial whose settings are trained on everything; TrainingError if none is complete."""
+    study = context.study
+    chosen = study.chosen(one_standard_error=context.settings.one_standard_error)
+    if chosen is None:
         failed = [trial for trial in study.trials if trial.state == "failed"]
         if failed:
             raise TrainingError(f"all {len(study.trials)} trials failed; the first: {failed[0].reason}")
         raise TrainingError(
-            f"no trial was complete when the time was up; raise --timeout and --resume {shlex.quote(context.name)}"
+            f"no trial was complete when the time was up; raise --time-budget and --resume {shlex.quote(context.name)}"
         )
+    return chosen
+
+
+def train_best(context: StudyContext, run: Run) -> TrainingResult:
+    """Train the chosen settings on everything but the held-out images and log the bundle."""
+    settings, best = context.settings, chosen_trial(context)
     params = Hyperparameters(**best.settings)
     run.params({**params.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
@@ -582,11 +629,18 @@ def train_best(context: StudyContext, run: Run) -> TrainingResult:
 
 
 def report(outcome: StudyOutcome) -> str:
-    """The best five trials, the best settings, and the next command."""
-    study, model = outcome.study, outcome.model
+    """The best five trials, the chosen settings, and the next command."""
+    study, model, chosen = outcome.study, outcome.model, outcome.chosen
+    best = study.ranking[0]
+    name = "best settings"
+    if chosen != best:
+        name = (
+            f"trial {chosen.number + 1}, within one standard error of trial {best.number + 1} at"
+            f" {chosen.full_cost / best.full_cost:.2g} of its cost"
+        )
     table = f"all runs: {model.run.table_url}\n" if model.run.table_url else ""
     return (
-        f"\n{leaderboard(study)}\n\nbest settings: {all_settings(study.ranking[0].settings)}\n"
+        f"\n{leaderboard(study)}\n\n{name}: {all_settings(chosen.settings)}\n"
         f"trained on everything for {len(model.fit.history)} epochs: held-out accuracy"
         f" {model.evaluation.accuracy:.4f} ({model.evaluation.images} images)\n"
         f"MLflow run: {model.run.url or model.run.id}\n{table}\n"

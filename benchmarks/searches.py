@@ -17,11 +17,12 @@ from toolkit.tuning.search import FoldDone
 from toolkit.tuning.space import FULL, Choice, Integers, LogUniform, Space, active, expression, flatten
 from toolkit.tuning.study import Proposal, Study, StudyConfig, default_startup_trials
 from toolkit.tuning.trial import Fold, Trial
-from train_cnn import DataSettings, Hyperparameters
+from train_cnn import DataSettings, Hyperparameters, TrainingCost
 
 FOLDS = 5
 NETWORKS = ("simple_cnn", "resnet18", "resnet18_backbone")
-SPACE: Space = {**FULL, "epochs": Integers(4, 16), "image_size": Choice((16, 24))}
+IMAGE_SIZES = (16, 24)
+SPACE: Space = {**FULL, "epochs": Integers(4, 16), "image_size": Choice(IMAGE_SIZES)}
 PLAIN, WILCOXON, HYPERBAND, OURS = "plain", "Optuna, Wilcoxon", "Optuna, Hyperband", "ours"
 
 
@@ -60,6 +61,11 @@ class Arena:
         if trial.state == "complete":
             self._known[hyperparameters] = trial
         return trial
+
+    def cost_of(self, settings: Mapping[str, Any]) -> float:
+        """Multiply-adds of all folds of these settings."""
+        images = len(self._open(self._data, IMAGE_SIZES[0], NETWORKS).development)
+        return TrainingCost.of(Hyperparameters(**settings), images, FOLDS).full
 
     def evaluate(
         self, proposal: Proposal, report: Callable[[object], None] = lambda _: None, folder: Path | None = None
@@ -140,7 +146,7 @@ def _suggested(asked: Any) -> dict[str, Any]:
 
 def by_ours(arena: Arena, count: int) -> SearchResult:
     """The project's study, with the steps of ``toolkit.tuning.search`` one after another."""
-    study = Study(StudyConfig(SPACE, arena.seed, default_startup_trials(count)))
+    study = Study(StudyConfig(SPACE, arena.seed, default_startup_trials(count)), cost_of=arena.cost_of)
     result = SearchResult(study.trials, [])
 
     def tell(trial: Trial) -> None:
@@ -156,7 +162,7 @@ def by_ours(arena: Arena, count: int) -> SearchResult:
             proposal = study.promote(last=last) or (None if last else study.ask())
             if proposal is None:
                 break
-            tell(proposal.repeated or arena.evaluate(proposal, folder=Path(folder)))
+            tell(proposal.outcome or arena.evaluate(proposal, folder=Path(folder)))
         for trial in study.rejected(all_paused=True):
             tell(trial)
     return result

@@ -71,7 +71,7 @@ def test_a_server_gets_everything_after_an_outage(quickest, monkeypatch, tmp_pat
     assert capsys.readouterr().out.count("the search continues, and pending data is sent later\n") == 1
 
 
-def test_the_timeout_interrupts_a_trial_that_can_be_resumed(quickest, monkeypatch):
+def test_the_end_of_the_time_interrupts_a_trial_that_can_be_resumed(quickest, monkeypatch):
     monkeypatch.setitem(hyperopt_tuning.PRESETS, "quick", {**ENDLESS, "epochs": Choice((10_000,))})
     checkpoint = Path("studies/slow/trial-1.resume.pt")
 
@@ -80,9 +80,9 @@ def test_the_timeout_interrupts_a_trial_that_can_be_resumed(quickest, monkeypatc
 
     monkeypatch.setattr(hyperopt_tuning, "Search", partial(Search, clock=clock))
     with pytest.raises(
-        TrainingError, match=r"^no trial was complete when the time was up; raise --timeout and --resume slow$"
+        TrainingError, match=r"^no trial was complete when the time was up; raise --time-budget and --resume slow$"
     ):
-        tune(settings(quickest, "timeout", timeout=60, study_name="slow"))
+        tune(settings(quickest, "timeout", time_budget=60, study_name="slow"))
     assert [run.info.status for run in quickest.runs("timeout", "trial")] == ["KILLED"]
     study, finished = read_study(Path("studies"), "slow")
     assert (list(study.under_way), study.trials, finished) == ([0], [], False)

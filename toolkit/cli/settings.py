@@ -12,6 +12,7 @@ and gets ``--learning-rate``, ``TRAIN_LEARNING_RATE``, ``--help`` and the messag
 
 import argparse
 import io
+import math
 import re
 import signal
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict, get_subcommand
@@ -38,6 +39,7 @@ EXIT_BAD_INPUT = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
 NULL_WORD = "null"  # on a command line; the word None is a stage of the registry
 LAST = "last"  # the latest run or study, as a value of --resume
+DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 MODEL = "image-classifier"  # default name of a registered model
 MODEL_NAME = re.compile(r"[\w\- .]{1,200}")  # no slash or colon, which MLflow's addresses use, and no quote
 VALUES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER", "Path": "PATH", "datetime": "TIME"}  # in --help
@@ -64,6 +66,19 @@ def _require_a_letter(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_require_a_letter)]  # of a run or a study
+
+
+def _seconds(value: object) -> float:
+    found = DURATION.fullmatch(str(value).strip())
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    )
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"must be a time such as 1h30m, 20m or 3600 (seconds), got {value}")
+    return seconds
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]  # in seconds
 S = TypeVar("S", bound=ScriptSettings)
 
 

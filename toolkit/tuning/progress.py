@@ -12,6 +12,7 @@ from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import STATES, Fold, Trial
 
 LEADERBOARD_SIZE = 5  # trials
+MIN_BEGUN = 5  # trials before the time left is estimated: the first ones are the cheapest
 LONG_FOLD_S = 30.0  # seconds from which a fold has a line of its own without a bar
 SHOWN = {  # the most important settings: in a line, and as the heading of a column
     "model_type": ("{}", "network"), "image_size": ("{} px", "size"), "optimizer": ("{}", "optimizer"),
@@ -25,7 +26,8 @@ class StudyProgressBar:
 
     def __init__(self, study: Study, planned: int, folds: int) -> None:
         self._study, self._folds, self._paces = study, folds, dict[int, _Pace]()
-        self._start = time.monotonic()
+        self._start, self._begun_before = time.monotonic(), study.n_proposed
+        self._seconds_left = math.inf
         self._bar = tqdm(
             total=planned, initial=len(study.trials), desc="trials", unit="trial", disable=not on_terminal(),
             dynamic_ncols=True, leave=False,
@@ -38,11 +40,23 @@ class StudyProgressBar:
         pace.reached((fold + share) / self._folds)
         self._draw()
 
-    def tick(self, running: Iterable[int]) -> None:
-        """Print a line for each running trial, by number, without a terminal and after a while of silence."""
+    def tick(self, running: Iterable[int], seconds_left: float = math.inf) -> None:
+        """Print a line for each running trial, by number, without a terminal and after a while of silence.
+
+        Parameters
+        ----------
+        running
+            Numbers of the trials that are running.
+        seconds_left
+            The rest of the time budget; infinity without one.
+        """
+        self._seconds_left = seconds_left
         if self._bar.disable and silent_since(self._start):
             for number in running:
-                echo(f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}")
+                echo(
+                    f"trial {number + 1:>3}/{self._bar.total}  {self._paces.get(number, 'preparing its images')}"
+                    f"{self._study_left()}"
+                )
 
     def on_fold_end(self, proposal: Proposal, number: int, fold: Fold) -> None:
         """Print a line for a long fold, by its number from 0, without a terminal."""
@@ -67,7 +81,15 @@ class StudyProgressBar:
         best = self._study.best
         text = [f"best {best.mean_accuracy:.4f} ({describe(best.settings)})"] if best else []
         running = [f"trial {number + 1}: {pace}" for number, pace in self._paces.items()]
-        self._bar.set_postfix_str("; ".join([*text, *running]))
+        self._bar.set_postfix_str("; ".join([*text, *running]) + self._study_left())
+
+    def _study_left(self) -> str:
+        """The time until all trials are begun, at the pace so far with what went on, or the rest of the time budget."""
+        begun, left = self._study.n_proposed - self._begun_before, self._bar.total - self._study.n_proposed
+        seconds = self._seconds_left
+        if left and begun > MIN_BEGUN:
+            seconds = min(seconds, (time.monotonic() - self._start) / begun * left)
+        return "" if math.isinf(seconds) else f"; study: about {tqdm.format_interval(seconds)} left"
 
 
 class _Pace:

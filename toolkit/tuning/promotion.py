@@ -5,10 +5,13 @@ What it has shown there decides whether it goes on: from the rung where it pause
 Only after its whole first fold come the others. Two rules hold, of which the first is successive halving without
 waiting (Li et al.), and the second makes it aware of costs:
 
-1. A trial is promoted when it is among the best third of all that have reached its rung.
+1. A trial is promoted within its first fold when it is among the best third of all that have reached its rung.
+   As long as no trial is complete, the best of the random points that a search starts with goes on to the end, so
+   that there is something to compare with. After its first fold only rule 2 and the pruning rules end it.
 2. It is promoted only when it may beat the *incumbent*, the best complete trial, by more than its price: the
    most that it may reach must exceed the incumbent's mean by ``PRICE`` standard errors of that mean for each
-   doubling of cost from half the incumbent's on. What is merely as good and dearer is not run to its end.
+   doubling of cost, from half the cost of the incumbent or of a typical trial on, whichever is more. What is
+   merely as good and dearer is not run to its end, and not begun when even an accuracy of 1 would not be enough.
 
 Hyperopt learns from predictions: the error at the rung times the median share of its error at the same place
 with which complete trials ended. Cost is counted in multiply-adds: the same on every machine, and comparable
@@ -30,6 +33,7 @@ from toolkit.tuning.trial import Trial
 RUNGS = (1 / 6, 1 / 2, 1.0)  # shares of the schedule of the first fold
 MIN_EPOCHS = 2  # before the first pause; an epoch alone says little
 REDUCTION = 3  # of so many at a rung, one is promoted
+HOPE = 0.5  # of the smallest share of an error that any trial kept: a trial may learn twice as well as all before
 PRICE = 1.0  # standard errors of the incumbent's mean, for each doubling of cost
 MIN_ERROR = 1e-3  # of an accuracy; folds may happen to be without one
 
@@ -84,39 +88,54 @@ def _error(accuracy: float) -> float:
     return max(1 - accuracy, MIN_ERROR)
 
 
-def price(trial: Trial, incumbent: Trial) -> float:
+def price(trial: Trial, incumbent: Trial, typical_cost: float) -> float:
     """The accuracy above the incumbent's mean that a trial must promise for its cost; less than 0 if it is cheap."""
     standard_error = max(incumbent.std_accuracy, MIN_ERROR) / sqrt(len(incumbent.folds))
-    return PRICE * standard_error * (log2(trial.full_cost / incumbent.full_cost) + 1)
+    return PRICE * standard_error * (log2(trial.full_cost / max(incumbent.full_cost, typical_cost)) + 1)
 
 
 def hoped_accuracy(trial: Trial, incumbent: Trial, complete: Sequence[Trial]) -> float:
-    """The most that a trial may reach: within its first fold as much better as any complete trial has become.
+    """The most that a trial may reach: within its first fold twice as much better as any complete trial has become.
 
     After whole folds it is the incumbent's mean and what the trial is ahead or behind in the same folds. To either
-    comes the standard deviation of the incumbent's folds, for chance.
+    comes the standard deviation of the incumbent's folds, for chance. Without an epoch it is 1.
     """
+    if not trial.folds:
+        return 1.0
     if trial.rung == len(RUNGS):
         reached = incumbent.mean_accuracy + fmean(trial.accuracies) - _shown(incumbent, trial)
     else:
         shares = [_error(other.mean_accuracy) / _error(_shown(other, trial)) for other in complete]
-        reached = 1 - _error(_shown(trial, trial)) * min(1.0, *shares)
+        reached = 1 - _error(_shown(trial, trial)) * HOPE * min(1.0, *shares)
     return reached + max(incumbent.std_accuracy, MIN_ERROR)
 
 
-def reason_to_end(trial: Trial, incumbent: Trial | None, complete: Sequence[Trial]) -> str:
-    """The reason why a paused trial is not worth its next rung; empty if it is."""
-    if incumbent is None:
+def reason_to_end(trial: Trial, complete: Sequence[Trial], typical_cost: float) -> str:
+    """The reason why a trial is not worth its next rung; empty if it is.
+
+    Parameters
+    ----------
+    trial
+        A paused trial, or one without an epoch.
+    complete
+        Trials with all folds, the incumbent first.
+    typical_cost
+        Multiply-adds of a whole trial of this study, the median.
+    """
+    if not complete:
         return ""
+    incumbent = complete[0]
     hoped, mean = hoped_accuracy(trial, incumbent, complete), incumbent.mean_accuracy
-    if hoped > mean + price(trial, incumbent):
+    if hoped > mean + price(trial, incumbent, typical_cost):
         return ""
     times, number = trial.full_cost / incumbent.full_cost, incumbent.number + 1
+    if not trial.folds:
+        return f"before its first epoch: not worth {times:.1f} times the cost of trial {number}, which has {mean:.4f}"
     relation = "as good as" if hoped >= mean else "worse than"
     return f"{relation} trial {number} at {times:.1f} times its cost: {hoped:.4f} at best, and it has {mean:.4f}"
 
 
-def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bool) -> Trial | None:
+def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bool, first: bool) -> Trial | None:
     """The paused trial to go on with, the cheapest of those that are promoted; None to try another proposal first.
 
     Parameters
@@ -127,14 +146,21 @@ def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bo
         All trials of the study that have reached a rung, these included.
     last
         Whether no further proposals come, so that a third is rounded up.
+    first
+        Whether the first complete trial is wanted: the best of those that have come furthest goes on.
     """
+    furthest = max((trial.rung for trial in paused), default=0)
     promoted = []
     for trial in paused:
         rivals = sorted((_at_rung(other, trial.rung) for other in reached if other.rung >= trial.rung), reverse=True)
         places = ceil(len(rivals) / REDUCTION) if last else len(rivals) // REDUCTION
+        if trial.rung == len(RUNGS):
+            places = len(rivals)
+        elif first and trial.rung == furthest:
+            places = max(1, places)
         if _at_rung(trial, trial.rung) in rivals[:places]:
             promoted.append(trial)
-    return min(promoted, key=lambda trial: (trial.full_cost, trial.number), default=None)
+    return min(promoted, key=lambda trial: (-trial.rung if first else 0, trial.full_cost, trial.number), default=None)
 
 
 def _at_rung(trial: Trial, rung: int) -> tuple[float, float]:

@@ -75,7 +75,7 @@ class SearchConfig(NamedTuple):
 
     trials: int
     folds: int  # of each trial
-    timeout: float | None = None  # seconds
+    seconds: float | None = None  # with the training of the best settings on everything
     study_patience: int | None = None  # trials without a better one
 
 
@@ -85,6 +85,7 @@ class SearchHooks(NamedTuple):
     make_task: Callable[[Proposal], Any]  # the pool's task of a proposal
     on_result: Callable[[Result], None]  # before the result counts
     cleanup: Callable[[Trial], None]  # removes the files of a counted trial, from which it would be resumed
+    final_seconds: Callable[[Trial], float] = lambda _: 0.0  # estimate for training its settings on everything
 
 
 class Search:
@@ -101,7 +102,7 @@ class Search:
     ) -> None:
         self._study, self._config, self._pool, self._hooks = study, config, pool, hooks
         self._logger, self._clock = logger, clock
-        self._deadline = math.inf if config.timeout is None else clock() + config.timeout
+        self._deadline = math.inf if config.seconds is None else clock() + config.seconds
         self._to_resume = deque(study.under_way.values())  # started by an interrupted search
         self._running: dict[int, Proposal] = {}
         self._folds: dict[int, list[Fold]] = {}
@@ -116,10 +117,9 @@ class Search:
         with closing(StudyProgressBar(self._study, self._config.trials, self._config.folds)) as self._bar:
             try:
                 while self._submit():
-                    left = self._deadline - self._clock()
-                    for event in self._pool.wait(min(max(0.0, left), SILENCE_S)):
+                    for event in self._pool.wait(min(max(0.0, self._seconds_left), SILENCE_S)):
                         self._handle(event)
-                    self._bar.tick(self._running)
+                    self._bar.tick(self._running, self._seconds_left)
                     if self._running and self._time_is_up:
                         self._stop()
             except BaseException:
@@ -131,8 +131,13 @@ class Search:
             echo(f"{'the time is up' if self._time_is_up else no_better} after {done} of {self._config.trials} trials")
 
     @property
+    def _seconds_left(self) -> float:
+        best = self._study.best
+        return self._deadline - self._clock() - (self._hooks.final_seconds(best) if best else 0.0)
+
+    @property
     def _time_is_up(self) -> bool:
-        return self._clock() >= self._deadline
+        return self._seconds_left <= 0
 
     @property
     def _no_improvement(self) -> bool:
@@ -143,8 +148,8 @@ class Search:
         """Give tasks to idle workers; whether any trial is running."""
         while self._pool.n_idle and (proposal := self._next()):
             self._running[proposal.number], self._folds[proposal.number] = proposal, []
-            if proposal.repeated:
-                self._end(Result(proposal.repeated))
+            if proposal.outcome:
+                self._end(Result(proposal.outcome))
             else:
                 self._pool.start(proposal.number, self._hooks.make_task(proposal))
                 self._logger.on_trial_start(proposal)

@@ -7,6 +7,9 @@ Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import sqrt
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from toolkit.tuning.space import Space, contains, expression, flatten, positions
 from toolkit.tuning.trial import Trial
 
 MIN_LOSS_GAP = 1e-9  # by which the loss of a pruned trial exceeds the best one at least
+MAX_STARTUP_TRIALS = 20  # Hyperopt's own default
 OTHER_VERSION = "the study was started by another version of hyperopt_tuning.py"
 
 _WRONG_FORM = (KeyError, TypeError, ValueError, AttributeError)  # raised by values of another form
@@ -63,10 +67,14 @@ class Proposal:
     incumbent: Incumbent | None = None  # the best trial so far; None without one, or without pruning
     known: Trial | None = None  # a finished trial with the same settings, whose result is reused
     rung: int = len(RUNGS)  # from 0, at whose end the trial pauses; the number of all: it runs all folds
+    full_cost: float = 0.0  # multiply-adds of all epochs of all folds
+    reason: str = ""  # why it is not worth its first epoch; empty if it is
 
     @property
-    def repeated(self) -> Trial | None:
-        """The known trial under this number, at no cost."""
+    def outcome(self) -> Trial | None:
+        """The result that is known without running it, at no cost."""
+        if self.reason:
+            return Trial(self.number, self.settings, "pruned", reason=self.reason, full_cost=self.full_cost)
         if self.known is None:
             return None
         folds = tuple(replace(fold, images=0, multiply_adds=0.0, seconds=0.0) for fold in self.known.folds)
@@ -90,6 +98,9 @@ class Study:
         Entries that ``record`` received before, to resume from; DataError if another version wrote them.
     record
         Stores a JSON-able entry for each proposal and each result, before it counts.
+    cost_of
+        The multiply-adds of all folds of a trial with these settings; of the random points that a search starts
+        with, the cheapest comes first.
 
     Attributes
     ----------
@@ -119,8 +130,9 @@ class Study:
         config: StudyConfig,
         entries: Iterable[Mapping[str, Any]] = (),
         record: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        cost_of: Callable[[Mapping[str, Any]], float] = lambda _: 0.0,
     ) -> None:
-        self.config = config
+        self.config, self._cost_of = config, cost_of
         self.trials: list[Trial] = []
         self.paused: dict[int, Trial] = {}
         self.under_way: dict[int, Proposal] = {}
@@ -143,13 +155,7 @@ class Study:
     def ask(self) -> Proposal:
         """The next proposal."""
         number, config = self.n_proposed, self.config
-        seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] % 2**31)
-        (document,) = tpe.suggest(
-            [number], self._domain, self._history, seed, n_startup_jobs=config.n_startup_trials, verbose=False
-        )
-        chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
-        point = flatten(space_eval(self._expression, chosen))
-        settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
+        settings = self._first_points[number] if number < self._n_first else self._suggest(number)
         if number < len(config.initial_points):
             settings |= config.initial_points[number]
             if settings["optimizer"] != "sgd":
@@ -157,9 +163,30 @@ class Study:
         self._record({"proposal": {"number": number, "settings": settings}})
         return self._propose(settings)
 
+    @cached_property
+    def _first_points(self) -> list[dict[str, Any]]:
+        """The random points that the search starts with, the cheapest first: they give it something to compare with."""
+        return sorted(map(self._suggest, range(self._n_first)), key=self._cost_of)
+
+    @property
+    def _n_first(self) -> int:
+        count = min(self.config.n_startup_trials, MAX_STARTUP_TRIALS) - len(self._earlier)
+        return max(0, count) if self.config.prune else 0
+
+    def _suggest(self, number: int) -> dict[str, Any]:
+        seed = int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0] % 2**31)
+        (document,) = tpe.suggest(
+            [number], self._domain, self._history, seed, n_startup_jobs=self.config.n_startup_trials, verbose=False
+        )
+        chosen = {name: values[0] for name, values in document["misc"]["vals"].items() if values}
+        point = flatten(space_eval(self._expression, chosen))
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
+
     def promote(self, *, last: bool) -> Proposal | None:
         """The paused trial to go on with; ``last`` when no further proposals are asked for."""
-        chosen = next_promoted([*self.paused.values()], [*self.trials, *self.paused.values()], last=last)
+        first = self.best is None and self.n_proposed >= self._n_first and not self.under_way
+        paused, reached = [*self.paused.values()], [*self.trials, *self.paused.values()]
+        chosen = next_promoted(paused, reached, last=last, first=first)
         if chosen is None:
             return None
         self._record({"promotion": chosen.number})
@@ -169,7 +196,7 @@ class Study:
         """Paused trials that are not worth their next rung, or all of them, as pruned ones with the reason."""
         ended = []
         for trial in self.paused.values():
-            reason = reason_to_end(trial, self.best, self.ranking)
+            reason = self._reason_to_end(trial)
             if not reason and all_paused:
                 reason = f"not among the best at rung {trial.rung} of {len(RUNGS)}"
             if reason:
@@ -191,9 +218,13 @@ class Study:
         """The complete trial with the highest mean accuracy."""
         return self.ranking[0] if self.ranking else None
 
-    def would_be_best(self, trial: Trial) -> bool:
-        """Whether a trial will be the best once it counts."""
-        return trial.state == "complete" and (self.best is None or trial.mean_accuracy > self.best.mean_accuracy)
+    def chosen(self, *, one_standard_error: bool) -> Trial | None:
+        """The best trial, or the cheapest of those whose mean is within one standard error of the best mean."""
+        best = self.best
+        if best is None or not one_standard_error:
+            return best
+        least = best.mean_accuracy - best.std_accuracy / sqrt(len(best.folds))
+        return min((trial for trial in self.ranking if trial.mean_accuracy >= least), key=lambda trial: trial.full_cost)
 
     @property
     def since_best(self) -> int:
@@ -207,16 +238,26 @@ class Study:
     def _propose(self, settings: Mapping[str, Any]) -> Proposal:
         number = self.n_proposed
         known = next((trial for trial in self.trials if trial.settings == settings), None)
-        rung = 0 if self.config.prune else len(RUNGS)
-        self.under_way[number] = Proposal(number, settings, self._incumbent(), known, rung)
+        rung, cost = 0 if self.config.prune else len(RUNGS), self._cost_of(settings)
+        reason = self._reason_to_end(Trial(number, settings, "paused", full_cost=cost)) if not known else ""
+        self.under_way[number] = Proposal(number, settings, self._incumbent(), known, rung, cost, reason)
         self._insert(number, settings)
         self.n_proposed += 1
         return self.under_way[number]
 
     def _promote(self, number: int) -> Proposal:
         trial = self.paused.pop(number)
-        self.under_way[number] = Proposal(number, trial.settings, self._incumbent(), rung=trial.rung)
+        self.under_way[number] = Proposal(
+            number, trial.settings, self._incumbent(), rung=trial.rung, full_cost=trial.full_cost
+        )
         return self.under_way[number]
+
+    def _reason_to_end(self, trial: Trial) -> str:
+        """The reason why a trial is not worth its next rung; empty also when costs are not known."""
+        if not self.config.prune or not trial.full_cost:
+            return ""
+        costs = [one.full_cost for one in (*self.trials, *self.paused.values()) if one.full_cost]
+        return reason_to_end(trial, self.ranking, median(costs or [trial.full_cost]))
 
     def _incumbent(self) -> Incumbent | None:
         best = self.best
@@ -254,7 +295,7 @@ class Study:
     def _set_losses(self) -> None:
         """Give Hyperopt the predicted error of each trial, and of a failed one none; it only compares them.
 
-        What was pruned comes after the best one.
+        What was pruned comes after the best one, and what is not worth its first epoch after all others.
         """
         documents = {document["tid"]: document for document in self._history.trials}
         for trials in (self._earlier, [*self.trials, *self.paused.values()]):
@@ -265,10 +306,12 @@ class Study:
                 if trial.state != "failed" and trial.folds:
                     loss = 1 - predicted_accuracy(trial, complete)
                     result = {"status": STATUS_OK, "loss": max(loss, least) if trial.state == "pruned" else loss}
+                elif trial.state == "pruned":
+                    result = {"status": STATUS_OK, "loss": 1.0}
                 documents[trial.number] |= {"state": JOB_STATE_DONE, "result": result}
         self._history.refresh()
 
 
 def default_startup_trials(max_trials: int) -> int:
     """A quarter of the trials, 5 to 20: Hyperopt's own 20 would make a short search purely random."""
-    return max(5, min(20, max_trials // 4))
+    return max(5, min(MAX_STARTUP_TRIALS, max_trials // 4))

@@ -1,4 +1,4 @@
-"""The folder of studies: names, journals and the logits of the best trial."""
+"""The folder of studies: names, journals and the logits of complete trials."""
 
 import io
 import os
@@ -83,15 +83,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return phrases
 
 
-def save_logits(folder: Path, number: int, logits: NDArray[np.float32], former: int | None = None) -> None:
-    """Save the logits of a trial that will be the best once it counts; all others but the former best's are removed."""
+def save_logits(folder: Path, number: int, logits: NDArray[np.float32]) -> None:
+    """Save the logits of a trial, float32 (N, K), before it counts."""
     path = _logits(folder, number)
     buffer = io.BytesIO()
     np.save(buffer, logits, allow_pickle=False)
     try:
         write_whole(path, buffer.getvalue())
-        for other in {*folder.glob("logits-*.npy")} - {path, _logits(folder, number if former is None else former)}:
-            other.unlink()
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or first_line(error)}") from None
 
@@ -106,6 +104,12 @@ def load_logits(folder: Path, number: int) -> NDArray[np.float32]:
     except (ValueError, EOFError):
         raise DataError(f"{path} cannot be read: it is broken") from None
     return logits
+
+
+def remove_logits(folder: Path) -> None:
+    """Remove the logits of all trials of a finished study."""
+    for path in folder.glob("logits-*.npy"):
+        path.unlink(missing_ok=True)
 
 
 def _logits(folder: Path, number: int) -> Path:

@@ -72,8 +72,11 @@ def test_whole_folds_are_compared_with_the_same_folds():
 def test_the_price_is_a_standard_error_for_each_doubling_of_cost():
     """The folds 0.7 and 0.9 have a standard deviation of 0.1414, and their mean a standard error of 0.1."""
     incumbent = complete(1, 0.7, 0.9, cost=8.0)
-    prices = [price(paused(0, 0.5, cost=cost), incumbent) for cost in (1.0, 4.0, 8.0, 16.0, 64.0)]
-    assert prices == pytest.approx([-0.2, 0.0, 0.1, 0.2, 0.4])
+    costs = (1.0, 4.0, 8.0, 16.0, 64.0)
+    assert [price(paused(0, 0.5, cost=cost), incumbent, 2.0) for cost in costs] == pytest.approx(
+        [-0.2, 0.0, 0.1, 0.2, 0.4]
+    )
+    assert price(paused(0, 0.5, cost=64.0), incumbent, 32.0) == pytest.approx(0.2), "half of it is typical"
 
 
 @pytest.mark.parametrize(
@@ -90,18 +93,29 @@ def test_what_does_not_promise_its_price_ends(accuracy, cost, reason):
     """The incumbent had 0.7 in the first fold and 0.8 in the mean; a standard deviation of 0.1414 is chance."""
     incumbent = complete(1, 0.7, 0.9)
     one = paused(0, accuracy, rung=WHOLE, cost=cost)
-    assert reason_to_end(one, incumbent, [incumbent]) == reason
+    assert reason_to_end(one, [incumbent], 1.0) == reason
 
 
-def test_within_the_first_fold_the_greatest_gain_of_any_trial_is_hoped_for():
+def test_what_perfect_accuracy_would_not_pay_is_not_begun():
+    """The incumbent lacks 0.02, of 0.01 a standard error of its mean."""
+    incumbent = complete(1, 0.97, 0.99)
+    begun = Trial(0, {"epochs": 12}, "paused", full_cost=1.9)
+    assert reason_to_end(begun, [incumbent], 1.0) == ""
+    assert reason_to_end(replace(begun, full_cost=2.1), [incumbent], 1.0) == (
+        "before its first epoch: not worth 2.1 times the cost of trial 2, which has 0.9800"
+    )
+    assert reason_to_end(replace(begun, full_cost=2.1), [incumbent], 1.2) == "", "others cost as much"
+
+
+def test_within_the_first_fold_twice_the_greatest_gain_of_any_trial_is_hoped_for():
     """Errors of 0.8 after 2 of 12 epochs came down to 0.2 and to 0.04."""
     incumbent = complete(1, 0.95, 0.97)
     hoped = hoped_accuracy(paused(0, 0.1, 0.4), incumbent, [incumbent, complete(2, 0.8, 0.8)])
-    assert hoped == pytest.approx(1 - 0.6 * 0.04 / 0.8 + incumbent.std_accuracy)
+    assert hoped == pytest.approx(1 - 0.6 * 0.02 / 0.8 + incumbent.std_accuracy)
 
 
 def test_without_an_incumbent_nothing_ends():
-    assert reason_to_end(paused(0, 0.0), None, []) == ""
+    assert reason_to_end(paused(0, 0.0), [], 1.0) == ""
 
 
 # --- which one goes on --------------------------------------------------------------------------
@@ -109,37 +123,52 @@ def test_without_an_incumbent_nothing_ends():
 
 def test_a_third_of_those_at_a_rung_is_promoted():
     trials = [paused(number, 0.1, accuracy) for number, accuracy in enumerate((0.5, 0.7, 0.6))]
-    assert next_promoted(trials[:2], trials[:2], last=False) is None, "of two, a third is none"
-    assert next_promoted(trials, trials, last=False) is trials[1]
+    assert next_promoted(trials[:2], trials[:2], last=False, first=False) is None, "of two, a third is none"
+    assert next_promoted(trials, trials, last=False, first=False) is trials[1]
     ended = replace(trials[1], state="pruned")
-    assert next_promoted([trials[0], trials[2]], [*trials[::2], ended], last=False) is None, "its place is taken"
+    assert next_promoted([trials[0], trials[2]], [*trials[::2], ended], last=False, first=False) is None, (
+        "its place is taken"
+    )
 
 
 def test_the_last_third_is_rounded_up():
     trials = [paused(number, 0.1, accuracy) for number, accuracy in enumerate((0.5, 0.7))]
-    assert next_promoted(trials, trials, last=True) is trials[1]
-    assert next_promoted(trials[:1], trials, last=True) is None
-    assert next_promoted([], trials, last=True) is None
+    assert next_promoted(trials, trials, last=True, first=False) is trials[1]
+    assert next_promoted(trials[:1], trials, last=True, first=False) is None
+    assert next_promoted([], trials, last=True, first=False) is None
+
+
+def test_for_the_first_complete_trial_the_best_of_those_that_have_come_furthest_goes_on():
+    trials = [paused(number, 0.1, accuracy) for number, accuracy in enumerate((0.5, 0.7, 0.6))]
+    ahead = paused(1, 0.1, 0.7, 0.7, 0.7, 0.7, 0.7, rung=2)
+    others = [trials[0], trials[2]]
+    assert next_promoted([*others, ahead], [*others, ahead], last=False, first=True) is ahead
+    assert next_promoted([*others, ahead], [*others, ahead], last=False, first=False) is None
+
+
+def test_a_whole_first_fold_is_followed_by_the_others():
+    trials = [paused(number, 0.1, accuracy, rung=WHOLE) for number, accuracy in enumerate((0.5, 0.7))]
+    assert next_promoted(trials[:1], trials, last=False, first=False) is trials[0]
 
 
 def test_the_loss_decides_between_equals():
     worse, better = paused(0, 0.5, 0.5), paused(1, 0.5, 0.5)
     epochs = tuple({**epoch, "val_loss": epoch["val_loss"] / 2} for epoch in better.folds[0].epochs)
     better = replace(better, folds=(replace(better.folds[0], epochs=epochs),))
-    assert next_promoted([worse, better], [worse, better, paused(2, 0.1)], last=False) is better
+    assert next_promoted([worse, better], [worse, better, paused(2, 0.1)], last=False, first=False) is better
 
 
 def test_the_cheapest_of_the_promoted_goes_first():
     dear, cheap = paused(0, 0.9, cost=8.0), paused(1, 0.8, cost=1.0)
     rest = [paused(number, 0.1) for number in range(2, 6)]
-    assert next_promoted([dear, cheap, *rest], [dear, cheap, *rest], last=False) is cheap
+    assert next_promoted([dear, cheap, *rest], [dear, cheap, *rest], last=False, first=False) is cheap
 
 
 def test_a_rung_compares_what_trials_had_then():
     """One that has gone on since counts with its accuracy at that rung: 0.3 after 2 of 12 epochs."""
     ahead = paused(0, 0.2, 0.3, 0.4, 0.5, 0.9, 0.9, rung=2)
     behind = [paused(1, 0.2, 0.6), paused(2, 0.1, 0.2)]
-    assert next_promoted(behind, [ahead, *behind], last=False) is behind[0]
+    assert next_promoted(behind, [ahead, *behind], last=False, first=False) is behind[0]
 
 
 # --- in a study ---------------------------------------------------------------------------------

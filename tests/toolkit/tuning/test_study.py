@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -148,16 +149,35 @@ def test_of_equals_the_one_that_ended_first_is_the_best():
     assert study.under_way == {}
 
 
-def test_would_be_best():
+def test_the_cheapest_within_one_standard_error_is_chosen_if_asked_for():
+    """Folds of 0.7 and 0.9 have a standard error of 0.1 of their mean, 0.8."""
     study = Study(StudyConfig(QUICK, seed=0))
-    for accuracy, state, wins in (
-        (0.9, "failed", False), (0.9, "pruned", False), (0.5, "complete", True), (0.5, "complete", False),
-        (0.4, "complete", False), (0.9, "pruned", False), (0.6, "complete", True),
-    ):  # fmt: skip
-        trial = ended(study.ask(), accuracy, state)
-        assert study.would_be_best(trial) == wins
-        study.tell(trial)
-        assert (study.best is trial) == wins
+    assert study.chosen(one_standard_error=True) is None
+    for low, high, cost in ((0.7, 0.9, 8.0), (0.71, 0.71, 4.0), (0.69, 0.69, 1.0), (0.75, 0.75, 5.0)):
+        one = ended(study.ask(), low)
+        study.tell(replace(one, folds=(fold(low), fold(high)), full_cost=cost))
+    assert study.chosen(one_standard_error=False) is study.trials[0]
+    assert study.chosen(one_standard_error=True) is study.trials[1]
+
+
+def test_the_random_points_come_cheapest_first():
+    def points(**options):
+        study = Study(StudyConfig(FULL, 3, 5, **options), cost_of=lambda point: point["epochs"])
+        return [(proposal := study.ask()).settings | {"cost": proposal.full_cost} for _ in range(5)]
+
+    cheapest_first, as_drawn = points(), points(prune=False)
+    assert cheapest_first == sorted(as_drawn, key=lambda point: point["cost"])
+    assert cheapest_first != as_drawn
+    assert all(point["cost"] == point["epochs"] for point in cheapest_first)
+
+
+def test_what_is_not_worth_its_first_epoch_ends_without_one_and_is_the_last_to_learn_from():
+    study = Study(StudyConfig(QUICK, 0, RANDOM_ONLY), cost_of=lambda _: 2.0**20)
+    study.tell(replace(ended(study.ask(), 0.99), full_cost=1.0))
+    outcome = study.ask().outcome
+    assert (outcome.state, outcome.folds, outcome.reason[:24]) == ("pruned", (), "before its first epoch: ")
+    study.tell(outcome)
+    assert losses(study) == [pytest.approx(0.01), 1.0]
 
 
 def test_since_best_counts_in_the_order_of_results():
@@ -199,7 +219,7 @@ def test_a_pruned_trial_has_a_higher_loss_than_the_best():
     study.ask()
     run_trial(study, 0.9375, "failed")
     study.tell(Trial(5, study.under_way[5].settings, "pruned", reason="before its first fold was done"))
-    assert losses(study)[5:] == [math.inf, math.inf]
+    assert losses(study)[5:] == [1.0, math.inf], "what ended without an epoch is the last to learn from"
 
 
 def test_the_loss_of_a_pruned_trial_is_what_it_would_have_come_to():
@@ -276,11 +296,11 @@ def test_a_known_point_is_repeated_at_no_cost(state, reason):
     study = Study(StudyConfig(ONE_POINT, seed=0))
     proposal = study.ask()
     assert study.ask().known is None, "the first one is still under way"
-    assert proposal.repeated is None
+    assert proposal.outcome is None
     study.tell(ended(proposal, 0.5, state, reason="" if state == "complete" else "too bad"))
     again = study.ask()
     assert again.known is study.trials[0]
-    repeated = again.repeated
+    repeated = again.outcome
     assert repeated is not None
     assert (repeated.number, repeated.state, repeated.settings) == (2, state, proposal.settings)
     assert (repeated.reason, repeated.seconds, repeated.images) == (reason, 0.0, 0)
@@ -458,7 +478,7 @@ def test_a_resumed_study_knows_the_same_points():
     proposals = []
     for number in range(10):
         proposals.append(study.ask())
-        repeated = proposals[-1].repeated
+        repeated = proposals[-1].outcome
         study.tell(repeated or ended(proposals[-1], number / 10))
     assert sum(proposal.known is not None for proposal in proposals) >= 6
     assert_resumes(make, entries, proposals)

@@ -20,6 +20,7 @@ from toolkit.tuning.study_storage import (
     journal_of,
     load_logits,
     read_study,
+    remove_logits,
     resolve_study,
     save_logits,
     studies_in,
@@ -39,7 +40,7 @@ def config(**changes):
         "initial_points": [{"epochs": 12, "label_smoothing": 0.1}],
         "earlier": former.trials,
         "data_identity": {"data": "Blumen/Gärten", "data_fingerprint": "0123"},
-        "settings": {"preset": "full", "timeout": None, "folds": 5, "data": ["a", "b"]},
+        "settings": {"preset": "full", "time_budget": None, "folds": 5, "data": ["a", "b"]},
     }
     return StudyConfig(**{**values, **changes})
 
@@ -215,7 +216,7 @@ def test_concurrent_studies_claim_different_names(tmp_path):
     [
         ({}, {}, []),
         ({"folds": 5, "seed": 0}, {"seed": 0, "folds": 5}, []),
-        ({"timeout": None}, {"timeout": 0.0}, ["timeout was None and is 0.0"]),
+        ({"time_budget": None}, {"time_budget": 9.0}, ["time_budget was None and is 9.0"]),
         (
             {"a": 1, "b": 2, "c": 3},
             {"d": 4, "c": 0, "a": 1},
@@ -240,28 +241,20 @@ def files(folder):
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_logits_of_the_best_trial_replace_others(tmp_path):
+def test_logits_of_all_complete_trials_stay_until_the_study_is_finished(tmp_path):
     for number in (0, 4, 2):
         save_logits(tmp_path, number, logits(number))
         found = load_logits(tmp_path, number)
         assert found.dtype == np.float32
         assert np.array_equal(found, logits(number))
-        assert files(tmp_path) == [f"logits-{number + 1}.npy"], "numbers in names are from 1"
+    assert files(tmp_path) == ["logits-1.npy", "logits-3.npy", "logits-5.npy"], "numbers in names are from 1"
     save_logits(tmp_path, 2, logits(7))
     assert np.array_equal(load_logits(tmp_path, 2), logits(7))
+    remove_logits(tmp_path)
+    assert files(tmp_path) == []
 
 
-def test_logits_of_the_former_best_stay_until_the_new_one_counts(tmp_path):
-    """A kill in between leaves the logits of whichever trial is the best when the study is resumed."""
-    save_logits(tmp_path, 0, logits(0))
-    for former, number in ((0, 3), (0, 4), (4, 5)):  # the process was killed before 3 counted
-        save_logits(tmp_path, number, logits(number), former)
-        assert files(tmp_path) == [f"logits-{former + 1}.npy", f"logits-{number + 1}.npy"]
-        assert np.array_equal(load_logits(tmp_path, former), logits(former))
-        assert np.array_equal(load_logits(tmp_path, number), logits(number))
-
-
-def test_a_full_disk_keeps_the_former_logits(tmp_path):
+def test_a_full_disk_keeps_other_logits(tmp_path):
     save_logits(tmp_path, 0, logits(0))
     with full_disk(1_000), pytest.raises(DataError) as caught:
         save_logits(tmp_path, 1, logits(1, images=4_000))
