@@ -212,6 +212,12 @@ class StudyContext:
         """Folder of the study."""
         return self.journal.path.parent
 
+    @property
+    def data_settings(self) -> TuneSettings:
+        """The settings with the weights that the study found, so that no trial finds others."""
+        weights = {"random": "none", "imagenet": "imagenet"}.get(self.data.weights_note, self.settings.weights)
+        return self.settings.model_copy(update={"weights": weights})
+
 
 def tune(settings: TuneSettings) -> StudyOutcome:
     """Search, then train the best settings on everything and log the bundle in the study's run.
@@ -572,7 +578,9 @@ def search(context: StudyContext, logger: StudyLogger, began: float | None = Non
     threads = None if settings.parallel == 1 else max(1, usable_cores() // settings.parallel)
 
     def make_task(proposal: Proposal) -> Any:
-        task = TrialTask(proposal, settings.folds, settings, networks, context.folder, threads, fingerprint)
+        task = TrialTask(
+            proposal, settings.folds, context.data_settings, networks, context.folder, threads, fingerprint
+        )
         return TASK.dump_python(task, mode="json")  # of the settings, those of the data alone
 
     def on_result(result: Result) -> None:
@@ -620,7 +628,7 @@ def train_best(context: StudyContext, run: Run) -> TrainingResult:
     params = Hyperparameters(**best.settings)
     run.params({**params.model_dump(), "best_trial": best.number + 1})
     device = use_machine(settings)
-    data = data_for(settings, params.image_size, _options(context.space, "model_type"))
+    data = data_for(context.data_settings, params.image_size, _options(context.space, "model_type"))
     cv = CrossValidation([_fit_result(fold) for fold in best.folds], load_logits(context.folder, best.number))
     checkpoint = _checkpoint(context.folder, run.id, dict(best.settings))
     model = train_final(run, data, FitConfig(params, settings.seed, device), cv, CheckpointManager(checkpoint, run))

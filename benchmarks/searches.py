@@ -156,15 +156,13 @@ def by_ours(arena: Arena, count: int) -> SearchResult:
 
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            for trial in study.rejected():
+            to_come = count - study.n_proposed
+            for trial in study.rejected(to_come):
                 tell(trial)
-            last = study.n_proposed >= count
-            proposal = study.promote(last=last) or (None if last else study.ask())
+            proposal = study.promote(last=not to_come) or (study.ask() if to_come else None)
             if proposal is None:
                 break
             tell(proposal.outcome or arena.evaluate(proposal, folder=Path(folder)))
-        for trial in study.rejected(all_paused=True):
-            tell(trial)
     return result
 
 

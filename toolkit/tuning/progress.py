@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from toolkit.tuning.study import Proposal, Study
 from toolkit.tuning.trial import STATES, Fold, Trial
 
 LEADERBOARD_SIZE = 5  # trials
-MIN_BEGUN = 5  # trials before the time left is estimated: the first ones are the cheapest
+MIN_MEASURED = 5  # trials before the time left is estimated: the first ones are the cheapest
 LONG_FOLD_S = 30.0  # seconds from which a fold has a line of its own without a bar
 SHOWN = {  # the most important settings: in a line, and as the heading of a column
     "model_type": ("{}", "network"), "image_size": ("{} px", "size"), "optimizer": ("{}", "optimizer"),
@@ -24,10 +25,9 @@ SHOWN = {  # the most important settings: in a line, and as the heading of a col
 class StudyProgressBar:
     """A bar on a terminal: trials done, of so many planned, the best so far with its settings, and the time left."""
 
-    def __init__(self, study: Study, planned: int, folds: int) -> None:
+    def __init__(self, study: Study, planned: int, folds: int, workers: int = 1) -> None:
         self._study, self._folds, self._paces = study, folds, dict[int, _Pace]()
-        self._start, self._begun_before = time.monotonic(), study.n_proposed
-        self._seconds_left = math.inf
+        self._start, self._seconds_left, self._workers = time.monotonic(), math.inf, workers
         self._bar = tqdm(
             total=planned, initial=len(study.trials), desc="trials", unit="trial", disable=not on_terminal(),
             dynamic_ncols=True, leave=False,
@@ -84,11 +84,12 @@ class StudyProgressBar:
         self._bar.set_postfix_str("; ".join([*text, *running]) + self._study_left())
 
     def _study_left(self) -> str:
-        """The time until all trials are begun, at the pace so far with what went on, or the rest of the time budget."""
-        begun, left = self._study.n_proposed - self._begun_before, self._bar.total - self._study.n_proposed
-        seconds = self._seconds_left
-        if left and begun > MIN_BEGUN:
-            seconds = min(seconds, (time.monotonic() - self._start) / begun * left)
+        """The time until all trials are begun, at the median of those so far, or the rest of the time budget."""
+        study, seconds = self._study, self._seconds_left
+        taken = [trial.seconds for trial in (*study.trials, *study.paused.values()) if trial.folds]
+        left = self._bar.total - study.n_proposed
+        if left and len(taken) >= MIN_MEASURED:
+            seconds = min(seconds, median(taken) * left / self._workers)
         return "" if math.isinf(seconds) else f"; study: about {tqdm.format_interval(seconds)} left"
 
 

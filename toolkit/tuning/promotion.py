@@ -150,17 +150,29 @@ def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bo
         Whether the first complete trial is wanted: the best of those that have come furthest goes on.
     """
     furthest = max((trial.rung for trial in paused), default=0)
-    promoted = []
-    for trial in paused:
-        rivals = sorted((_at_rung(other, trial.rung) for other in reached if other.rung >= trial.rung), reverse=True)
-        places = ceil(len(rivals) / REDUCTION) if last else len(rivals) // REDUCTION
-        if trial.rung == len(RUNGS):
-            places = len(rivals)
-        elif first and trial.rung == furthest:
-            places = max(1, places)
-        if _at_rung(trial, trial.rung) in rivals[:places]:
-            promoted.append(trial)
-    return min(promoted, key=lambda trial: (-trial.rung if first else 0, trial.full_cost, trial.number), default=None)
+
+    def is_promoted(trial: Trial) -> bool:
+        rank, rivals = _rank(trial, reached)
+        places = ceil(rivals / REDUCTION) if last else rivals // REDUCTION
+        return trial.rung == len(RUNGS) or rank < places or (first and trial.rung == furthest and rank == 0)
+
+    return min(
+        filter(is_promoted, paused),
+        key=lambda trial: (-trial.rung if first else 0, trial.full_cost, trial.number),
+        default=None,
+    )
+
+
+def is_left_behind(trial: Trial, reached: Sequence[Trial], to_come: int) -> bool:
+    """Whether a paused trial is not promoted even if the trials to come are all worse at its rung."""
+    rank, rivals = _rank(trial, reached)
+    return trial.rung < len(RUNGS) and rank >= ceil((rivals + to_come) / REDUCTION)
+
+
+def _rank(trial: Trial, reached: Sequence[Trial]) -> tuple[int, int]:
+    """The number of trials that were better at a trial's rung, and of all that have reached it."""
+    rivals = [_at_rung(other, trial.rung) for other in reached if other.rung >= trial.rung]
+    return sum(rival > _at_rung(trial, trial.rung) for rival in rivals), len(rivals)
 
 
 def _at_rung(trial: Trial, rung: int) -> tuple[float, float]:

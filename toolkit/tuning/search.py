@@ -114,7 +114,9 @@ class Search:
         """
         for trial in self._study.trials:  # a killed process had no time to
             self._hooks.cleanup(trial)
-        with closing(StudyProgressBar(self._study, self._config.trials, self._config.folds)) as self._bar:
+        with closing(
+            StudyProgressBar(self._study, self._config.trials, self._config.folds, self._pool.size)
+        ) as self._bar:
             try:
                 while self._submit():
                     for event in self._pool.wait(min(max(0.0, self._seconds_left), SILENCE_S)):
@@ -161,17 +163,10 @@ class Search:
             return None
         if self._to_resume:
             return self._to_resume.popleft()
-        self._reject()
-        last = self._no_improvement or self._study.n_proposed >= self._config.trials
-        if (promoted := self._study.promote(last=last)) or not last:
-            return promoted or self._study.ask()
-        if not self._running:
-            self._reject(all_paused=True)
-        return None
-
-    def _reject(self, *, all_paused: bool = False) -> None:
-        for trial in self._study.rejected(all_paused=all_paused):
+        to_come = 0 if self._no_improvement else max(0, self._config.trials - self._study.n_proposed)
+        for trial in self._study.rejected(to_come):
             self._end(Result(trial))
+        return self._study.promote(last=not to_come) or (self._study.ask() if to_come else None)
 
     def _handle(self, event: Event) -> None:
         proposal = self._running[event.key]

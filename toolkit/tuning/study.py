@@ -17,7 +17,7 @@ from hyperopt import JOB_STATE_DONE, STATUS_FAIL, STATUS_OK, Trials, space_eval,
 from hyperopt.base import Domain
 
 from toolkit.errors import DataError, SettingsError
-from toolkit.tuning.promotion import RUNGS, next_promoted, predicted_accuracy, reason_to_end
+from toolkit.tuning.promotion import RUNGS, is_left_behind, next_promoted, predicted_accuracy, reason_to_end
 from toolkit.tuning.pruning import Incumbent
 from toolkit.tuning.space import Space, contains, expression, flatten, positions, space_from_json, space_json
 from toolkit.tuning.trial import Trial
@@ -192,13 +192,19 @@ class Study:
         self._record({"promotion": chosen.number})
         return self._promote(chosen.number)
 
-    def rejected(self, *, all_paused: bool = False) -> list[Trial]:
-        """Paused trials that are not worth their next rung, or all of them, as pruned ones with the reason."""
-        ended = []
+    def rejected(self, to_come: int) -> list[Trial]:
+        """Paused trials that do not go on, as pruned ones with the reason.
+
+        Parameters
+        ----------
+        to_come
+            Number of trials that may still reach a rung; with 0 only those stay that are promoted.
+        """
+        reached, ended = [*self.trials, *self.paused.values()], []
         for trial in self.paused.values():
             reason = self._reason_to_end(trial)
-            if not reason and all_paused:
-                reason = f"not among the best at rung {trial.rung} of {len(RUNGS)}"
+            if not reason and is_left_behind(trial, reached, to_come + len(self.under_way)):
+                reason = f"not among the best third at rung {trial.rung} of {len(RUNGS)}"
             if reason:
                 ended.append(replace(trial, state="pruned", reason=reason))
         return ended

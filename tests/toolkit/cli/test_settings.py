@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from support import MAX_WAIT_S
-from toolkit.cli.settings import Name, ScriptSettings, environment, parse, read_first, subcommand
+from toolkit.cli.settings import Duration, Name, ScriptSettings, environment, parse, read_first, subcommand
 from toolkit.errors import SettingsError
 
 
@@ -24,6 +24,7 @@ class Settings(ScriptSettings):
     network: Literal["small", "large"] = "small"
     flip: bool = True
     title: Name = "a title"
+    budget: Duration | None = None
 
 
 class Move(BaseModel):
@@ -45,6 +46,21 @@ def test_a_blank_name_is_refused(blank):
         parse(Settings, None, ["--title", blank])
     assert str(caught.value) == f"--title must not be blank, got {blank!r}"
     assert parse(Settings, None, ["--title", " a b "]).title == " a b "
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1h30m", 5400), ("20m", 1200), ("1h5s", 3605), ("0.5h", 1800), ("90", 90), (" 2.5s ", 2.5)]
+)
+def test_a_time_is_hours_minutes_and_seconds(text, seconds):
+    assert parse(Settings, None, ["--budget", text]).budget == seconds
+    assert parse(Settings, None, []).budget is None
+
+
+@pytest.mark.parametrize("text", ["1d", "1m1h", "-5", "0", "0h", "h", "1e5", "nan"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(SettingsError) as caught:
+        parse(Settings, None, [f"--budget={text}"])
+    assert str(caught.value) == f"--budget must be a time such as 1h30m, 20m or 3600 (seconds), got {text}"
 
 
 def test_flags_win_over_variables_over_defaults(monkeypatch):

@@ -4,16 +4,18 @@ import io
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from support import trials
-from support.trials import fold
+from support.trials import ended, fold
 from toolkit.cli import terminal
 from toolkit.cli.terminal import SILENCE_S, echo
 from toolkit.tuning.progress import (
     LONG_FOLD_S,
+    MIN_MEASURED,
     StudyProgressBar,
     all_settings,
     counts_text,
@@ -252,6 +254,20 @@ def test_a_log_has_a_line_after_a_long_silence(monkeypatch, capsys):
         "trial   1/10  fold 1/5, epoch 5/20, 5 % done, 15:50 left",  # 4 % in 40 seconds
         "trial   2/10  preparing its images",
     ]
+
+
+@pytest.mark.parametrize(("budget", "workers", "left"), [(1e4, 1, "08:00"), (1e4, 2, "04:00"), (120.0, 1, "02:00")])
+def test_the_time_left_for_the_study_is_that_of_the_trials_to_come(monkeypatch, capsys, budget, workers, left):
+    """The median of the first trials took 60 seconds, and 8 are to come."""
+    study, now = Study(StudyConfig(FULL, 0, prune=False)), 1e9
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(terminal, "_last_line", 0.0)
+    with closing(StudyProgressBar(study, planned=MIN_MEASURED + 8, folds=5, workers=workers)) as bar:
+        for seconds in (20.0, 30.0, 60.0, 90.0, 1200.0):
+            study.tell(replace(ended(study.ask(), 0.5), seconds=seconds))
+        now += SILENCE_S
+        bar.tick([5], budget)
+    assert capsys.readouterr().out == f"trial   6/13  preparing its images; study: about {left} left\n"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from support.trials import fold
 from toolkit.tuning.promotion import (
     RUNGS,
     hoped_accuracy,
+    is_left_behind,
     next_promoted,
     pause_epoch,
     predicted_accuracy,
@@ -151,6 +152,14 @@ def test_a_whole_first_fold_is_followed_by_the_others():
     assert next_promoted(trials[:1], trials, last=False, first=False) is trials[0]
 
 
+def test_what_cannot_become_one_of_the_best_third_is_left_behind():
+    """Of three, the worst would need a second or third place of six to nine; the others have no more than one."""
+    trials = [paused(number, 0.1, accuracy) for number, accuracy in enumerate((0.5, 0.7, 0.6))]
+    left = [[is_left_behind(trial, trials, to_come) for trial in trials] for to_come in (0, 1, 4)]
+    assert left == [[True, False, True], [True, False, False], [False, False, False]]
+    assert not is_left_behind(paused(3, 0.1, 0.1, rung=WHOLE), [*trials, paused(4, 0.9, rung=WHOLE)], 0)
+
+
 def test_the_loss_decides_between_equals():
     worse, better = paused(0, 0.5, 0.5), paused(1, 0.5, 0.5)
     epochs = tuple({**epoch, "val_loss": epoch["val_loss"] / 2} for epoch in better.folds[0].epochs)
@@ -190,10 +199,13 @@ def test_a_study_pauses_promotes_and_is_read_back_from_its_entries():
     assert (read.paused, read.under_way, read.n_proposed) == (study.paused, study.under_way, 3)
     study.tell(replace(complete(1, 0.9, 0.9), settings=promoted.settings))
     assert study.best.number == 1
-    assert {trial.number: trial.state for trial in study.rejected(all_paused=True)} == {0: "pruned", 2: "pruned"}
-    for trial in study.rejected(all_paused=True):
-        study.tell(trial)
-    assert (len(study.trials), study.paused) == (3, {})
+    assert study.rejected(1) == [], "one to come, and two of four have a place"
+    (left_behind,) = study.rejected(0)
+    assert (left_behind.number, left_behind.state) == (0, "pruned")
+    assert left_behind.reason == "not among the best third at rung 1 of 3"
+    study.tell(left_behind)
+    assert ([trial.number for trial in study.trials], [*study.paused]) == ([1, 0], [2])
+    assert study.promote(last=True).number == 2
     assert Study(config, entries).trials == study.trials
 
 

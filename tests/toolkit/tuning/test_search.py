@@ -129,7 +129,7 @@ class FakeSearch:
         ((kind, content),) = entry.items()
         self.log.append((kind, content["number"]))
 
-    def run(self, script, trials, timeout=None, patience=None):
+    def run(self, script, trials, timeout=None, patience=None, final_seconds=0.0):
         Search(
             self.study,
             SearchConfig(trials, 2, timeout, patience),
@@ -138,6 +138,7 @@ class FakeSearch:
                 script,
                 lambda result: self.log.append(("on_result", result.trial.number)),
                 lambda trial: self.log.append(("cleanup", trial.number)),
+                lambda _: final_seconds,
             ),
             self,
             self.clock,
@@ -347,6 +348,16 @@ def test_no_trial_starts_at_the_timeout(capsys):
     fake.run(scripted({0: 10.0}), trials=2, timeout=10)
     assert (fake.ends, fake.numbers("proposal")) == ([(0, "complete")], [0])
     assert capsys.readouterr().out.endswith("\nthe time is up after 1 of 2 trials\n")
+
+
+def test_a_time_budget_leaves_the_time_for_the_final_training():
+    """Of 10 seconds 4 are kept as soon as there is a best trial."""
+    fake = FakeSearch()
+    fake.run(scripted({0: 5.0, 1: 5.0}), trials=2, timeout=10, final_seconds=4.0)
+    assert (fake.clock.now, fake.ends) == (6.0, [(0, "complete")])
+    slow = FakeSearch()
+    slow.run(scripted({0: 9.0}), trials=2, timeout=10, final_seconds=4.0)
+    assert (slow.clock.now, slow.ends) == (9.0, [(0, "complete")]), "without any it may take all of it"
 
 
 def test_no_timeout_message_when_all_trials_are_done(capsys):
