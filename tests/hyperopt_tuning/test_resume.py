@@ -63,7 +63,9 @@ def test_a_warm_start_begins_with_the_best_and_knows_the_other_trials(quickest, 
     context = start_study(settings(quickest, "fork", study_name="first"))
     with context.journal:
         _, best, _ = (run_trial(context.study, accuracy) for accuracy in (0.5, 0.9, 0.7))
-    study = tune(settings(quickest, "fork", parallel=2, warm_start="first", folds=3, study_name="second")).study
+    study = tune(
+        settings(quickest, "fork", parallel=2, prune=False, warm_start="first", folds=3, study_name="second")
+    ).study
     assert "3 of 3 trials of the former study lie in this space and are known here\n" in capsys.readouterr().out
     first, other = sorted(study.trials, key=lambda trial: trial.number)
     assert first.settings == best.settings
