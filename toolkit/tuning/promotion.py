@@ -130,9 +130,9 @@ def reason_to_end(trial: Trial, complete: Sequence[Trial], typical_cost: float) 
         return ""
     times, number = trial.full_cost / incumbent.full_cost, incumbent.number + 1
     if not trial.folds:
-        return f"before its first epoch: not worth {times:.1f} times the cost of trial {number}, which has {mean:.4f}"
+        return f"before its first epoch: not worth {times:.2g} times the cost of trial {number}, which has {mean:.4f}"
     relation = "as good as" if hoped >= mean else "worse than"
-    return f"{relation} trial {number} at {times:.1f} times its cost: {hoped:.4f} at best, and it has {mean:.4f}"
+    return f"{relation} trial {number} at {times:.2g} times its cost: {hoped:.4f} at best, and it has {mean:.4f}"
 
 
 def next_promoted(paused: Sequence[Trial], reached: Sequence[Trial], *, last: bool, first: bool) -> Trial | None:

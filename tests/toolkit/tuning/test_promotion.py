@@ -84,9 +84,9 @@ def test_the_price_is_a_standard_error_for_each_doubling_of_cost():
     ("accuracy", "cost", "reason"),
     [
         (0.90, 1.0, ""),
-        (0.60, 1.0, "as good as trial 2 at 1.0 times its cost: 0.8414 at best, and it has 0.8000"),
+        (0.60, 1.0, "as good as trial 2 at 1 times its cost: 0.8414 at best, and it has 0.8000"),
         (0.50, 0.25, ""),
-        (0.70, 4.0, "as good as trial 2 at 4.0 times its cost: 0.9414 at best, and it has 0.8000"),
+        (0.70, 4.0, "as good as trial 2 at 4 times its cost: 0.9414 at best, and it has 0.8000"),
         (0.30, 0.5, "worse than trial 2 at 0.5 times its cost: 0.5414 at best, and it has 0.8000"),
     ],
 )
