@@ -1,4 +1,1 @@
-"""The model that is served.
-
-Order: openvino_cache < engines < isolated_load, smoke_test; source < preparation, local_cache < manager < shadow.
-"""
+"""The model: openvino_cache < engines < isolated_load, smoke_test; source < advance, local_cache < manager < shadow."""

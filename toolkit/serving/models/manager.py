@@ -13,9 +13,9 @@ from typing import Literal
 from toolkit.bundle.program import Bundle
 from toolkit.errors import BundleError, NotRegistered, ToolkitError, first_line
 from toolkit.redaction import redact_paths
+from toolkit.serving.models.advance import AdvancePreparation
 from toolkit.serving.models.engines import Engine, select_engine
 from toolkit.serving.models.local_cache import LocalModelCache
-from toolkit.serving.models.preparation import AdvancePreparation
 from toolkit.serving.models.smoke_test import Agreement, SmokeTestResult, compare_outputs, smoke_test
 from toolkit.serving.models.source import ModelRelease, Source, release_key
 
@@ -236,7 +236,7 @@ class ModelManager:
             model = self.model
             if self._advance is not None and model is not None and self.loading is None:
                 with suppress(Exception):  # of an unreachable registry, which each poll reports
-                    self._advance.prepare_newest(model.release)
+                    self._advance.look(model.release)
 
     def _prepare_in_advance(self, release: ModelRelease, stopping: threading.Event) -> None:
         bundle = self._fetch(release)

@@ -32,7 +32,7 @@ class AdvancePreparation:
         self._present = ""  # digest of the version that is being prepared
         self._interrupted = threading.Event()
 
-    def prepare_newest(self, live: ModelRelease) -> None:
+    def look(self, live: ModelRelease) -> None:
         """Prepare the newest version, unless it serves already or was prepared; not from two threads at once."""
         newest = self._newest()
         if newest is None or newest.digest in ("", live.digest, self._done):
@@ -44,7 +44,7 @@ class AdvancePreparation:
             logger.info("version %d is prepared, should it be promoted", newest.version)
         except Exception as error:  # noqa: BLE001  zipfile, torch and MLflow each raise kinds of their own
             if self._interrupted.is_set():
-                return  # a later call prepares it
+                return  # a later look prepares it
             logger.warning("version %d cannot be prepared in advance: %s", newest.version, first_line(error))
         finally:
             self._present = ""

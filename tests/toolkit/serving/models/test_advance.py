@@ -8,7 +8,7 @@ import pytest
 
 from support import MAX_WAIT_S
 from toolkit.errors import BundleError
-from toolkit.serving.models.preparation import AdvancePreparation
+from toolkit.serving.models.advance import AdvancePreparation
 
 
 @dataclass
@@ -46,7 +46,7 @@ def test_each_newest_version_is_prepared_once():
     advance = registry.advance()
     for newest in (None, LIVE, Release(2, ""), Release(3, "v3"), Release(3, "v3"), Release(4, "v4")):
         registry.newest = newest
-        advance.prepare_newest(LIVE)
+        advance.look(LIVE)
     assert registry.prepared == [3, 4]
 
 
@@ -55,7 +55,7 @@ def test_a_version_that_cannot_be_prepared_is_reported_and_tried_once(caplog):
     registry.error, advance = BundleError("it was altered\nlong ago"), registry.advance()
     with caplog.at_level(logging.INFO, logger="toolkit.serving"):
         for _ in range(3):
-            advance.prepare_newest(LIVE)
+            advance.look(LIVE)
     assert registry.prepared == [2]
     assert caplog.messages == ["version 2 cannot be prepared in advance: it was altered"]
 
@@ -65,13 +65,13 @@ def test_it_is_interrupted_for_another_version_and_tried_again(wanted, times, ca
     registry, asked = Registry(Release(2, "v2")), threading.Event()
     advance = registry.advance()
     registry.gate = lambda _: asked.wait(MAX_WAIT_S)
-    thread = threading.Thread(target=advance.prepare_newest, args=(LIVE,))
+    thread = threading.Thread(target=advance.look, args=(LIVE,))
     thread.start()
     assert registry.begun.wait(MAX_WAIT_S)
     advance.interrupt(wanted)
     asked.set()
     thread.join()
     advance.interrupt(wanted)  # of nothing
-    advance.prepare_newest(LIVE)
+    advance.look(LIVE)
     assert registry.prepared == [2] * times
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
