@@ -266,10 +266,6 @@ class RegistrySource:
             logger.warning("%s", self.contradiction)
         return version
 
-    def newest(self) -> ModelRelease | None:
-        """Return the version that was registered last, in whichever stage."""
-        return self._registry.newest()
-
     def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
         """Return the bundle of a release, checked against its digest."""
         return self._registry.load(release.version, cache=cache).bundle
@@ -582,7 +578,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         monitor,
         new_prediction_id,
         app.state.metrics,
-        _service_config(settings, app.state.source),
+        _service_config(settings),
         WorkerGroup(Path(worker.folder), worker.index, worker.count) if worker else None,
     )
     service.start()
@@ -592,7 +588,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.close)
 
 
-def _service_config(settings: ServeSettings, source: RegistrySource) -> ServiceConfig:
+def _service_config(settings: ServeSettings) -> ServiceConfig:
     converted = settings.model_cache_dir / "converted"
     engine = partial(
         engines.select_engine,
@@ -613,7 +609,6 @@ def _service_config(settings: ServeSettings, source: RegistrySource) -> ServiceC
             settings.poll_interval,
             prepare=engine,
             isolated_load=IsolatedLoader(settings.engine, settings.concurrency, converted),
-            newest=source.newest,
             local_cache=LocalModelCache(cache, settings.model_name, settings.stage),
         ),
         shadow=RegistrySource(settings, "Staging"),

@@ -1,1 +1,1 @@
-"""The model: openvino_cache < engines < isolated_load, smoke_test; source < advance, local_cache < manager < shadow."""
+"""The model: openvino_cache < engines < isolated_load, smoke_test; source < local_cache < manager < shadow."""
