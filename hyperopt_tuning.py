@@ -258,6 +258,8 @@ def tune(settings: TuneSettings) -> StudyOutcome:
         chosen = chosen_trial(context)
         context.journal.append({"finished": chosen.number})
         remove_logits(context.folder)
+        for number in (*context.study.paused, *context.study.under_way):
+            Checkpoint(context.folder, _checkpoint_name(number), {}).discard()
     return StudyOutcome(context.name, context.study, chosen, model)
 
 

@@ -50,7 +50,7 @@ class StudyProgressBar:
         seconds_left
             The rest of the time budget; infinity without one.
         """
-        self._seconds_left = seconds_left
+        self._seconds_left = max(0.0, seconds_left)
         if self._bar.disable and silent_since(self._start):
             for number in running:
                 echo(

@@ -10,8 +10,8 @@ waiting (Li et al.), and the second makes it aware of costs:
    that there is something to compare with. After its first fold only rule 2 and the pruning rules end it.
 2. It is promoted only when it may beat the *incumbent*, the best complete trial, by more than its price: the
    most that it may reach must exceed the incumbent's mean by ``PRICE`` standard errors of that mean for each
-   doubling of cost, from half the cost of the incumbent or of a typical trial on, whichever is more. What is
-   merely as good and dearer is not run to its end, and not begun when even an accuracy of 1 would not be enough.
+   doubling of cost, from half the cost of the incumbent or of a typical trial on, whichever is more. A
+   trial that is merely as good and dearer is not run to its end, nor begun when even an accuracy of 1 is too little.
 
 Hyperopt learns from predictions: the error at the rung times the median share of its error at the same place
 with which complete trials ended. Cost is counted in multiply-adds: the same on every machine, and comparable

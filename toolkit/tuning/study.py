@@ -155,7 +155,7 @@ class Study:
     def ask(self) -> Proposal:
         """The next proposal."""
         number, config = self.n_proposed, self.config
-        settings = self._first_points[number] if number < self._n_first else self._suggest(number)
+        settings = dict(self._first_points[number]) if number < self._n_first else self._suggest(number)
         if number < len(config.initial_points):
             settings |= config.initial_points[number]
             if settings["optimizer"] != "sgd":
@@ -301,7 +301,7 @@ class Study:
     def _set_losses(self) -> None:
         """Give Hyperopt the predicted error of each trial, and of a failed one none; it only compares them.
 
-        What was pruned comes after the best one, and what is not worth its first epoch after all others.
+        Pruned trials come after the best one, and those that were not worth their first epoch after all others.
         """
         documents = {document["tid"]: document for document in self._history.trials}
         for trials in (self._earlier, [*self.trials, *self.paused.values()]):

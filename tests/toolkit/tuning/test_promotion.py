@@ -153,7 +153,7 @@ def test_a_whole_first_fold_is_followed_by_the_others():
 
 
 def test_what_cannot_become_one_of_the_best_third_is_left_behind():
-    """Of three, the worst would need a second or third place of six to nine; the others have no more than one."""
+    """Three trials have one place; with one more there are two places, and with four more three."""
     trials = [paused(number, 0.1, accuracy) for number, accuracy in enumerate((0.5, 0.7, 0.6))]
     left = [[is_left_behind(trial, trials, to_come) for trial in trials] for to_come in (0, 1, 4)]
     assert left == [[True, False, True], [True, False, False], [False, False, False]]

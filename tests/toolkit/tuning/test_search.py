@@ -351,7 +351,7 @@ def test_no_trial_starts_at_the_timeout(capsys):
 
 
 def test_a_time_budget_leaves_the_time_for_the_final_training():
-    """Of 10 seconds 4 are kept as soon as there is a best trial."""
+    """The last 4 of 10 seconds are kept as soon as there is a best trial."""
     fake = FakeSearch()
     fake.run(scripted({0: 5.0, 1: 5.0}), trials=2, timeout=10, final_seconds=4.0)
     assert (fake.clock.now, fake.ends) == (6.0, [(0, "complete")])
