@@ -308,6 +308,7 @@ def evaluate(
         device = use_machine(task.data, threads=task.threads)
         data = data_at(task.data, params.image_size, task.networks)
         callback.cost = TrainingCost.of(params, len(data.development), task.folds)
+        callback.validation_images = len(data.development) // task.folds
         if task.fingerprint not in (None, data.images.catalogue.fingerprint):
             raise DataError(f"the images of {task.data.data} have changed since the study began")
         checkpoint = _checkpoint(task.folder, _checkpoint_name(number), dict(settings)) if task.folder else None
@@ -331,6 +332,7 @@ class _PruningCallback(FoldCallback):
         self.folds: list[Fold] = []
         self.rung = 0  # number of rungs that the trial has finished
         self.cost: TrainingCost | None = None
+        self.validation_images = 0  # of a fold
         self._incumbent, self._epochs = task.proposal.incumbent, task.proposal.settings["epochs"]
         self._n_folds, self._pause_at = task.folds, task.proposal.rung
         self._report, self._next = report, time.monotonic() + STEP_INTERVAL_S
@@ -364,7 +366,7 @@ class _PruningCallback(FoldCallback):
 
     def _fold(self, history: Sequence[EpochMetrics], best_epoch: int, seconds: float, images: int) -> Fold:
         multiply_adds = self.cost.of_images(images) if self.cost else 0.0
-        return Fold(tuple(map(asdict, history)), best_epoch, seconds, images, multiply_adds)
+        return Fold(tuple(map(asdict, history)), best_epoch, seconds, images, multiply_adds, self.validation_images)
 
 
 def _fit_result(fold: Fold) -> FitResult:

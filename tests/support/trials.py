@@ -9,9 +9,9 @@ POINT = {  # of the full space
 
 
 def fold(*curve, seconds=2.0, images=80):
-    """A fold with this validation accuracy after each epoch, at a multiply-add an image."""
+    """A fold with this validation accuracy after each epoch, at a multiply-add an image; one of a thousand is noise."""
     epochs = tuple({"epoch": number, "val_accuracy": accuracy} for number, accuracy in enumerate(curve, 1))
-    return Fold(epochs, 1 + curve.index(max(curve)), seconds, images, float(images))
+    return Fold(epochs, 1 + curve.index(max(curve)), seconds, images, float(images), validation_images=1_000)
 
 
 def trial(number, *accuracies, settings=None, state="complete", seconds=4.0, images=1_000, reason=""):

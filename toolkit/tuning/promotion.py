@@ -25,7 +25,7 @@ Falkner, Klein, Hutter: BOHB: Robust and Efficient Hyperparameter Optimization a
 """
 
 from collections.abc import Sequence
-from math import ceil, log2, sqrt
+from math import ceil, log2
 from statistics import fmean, median
 
 from toolkit.tuning.trial import Trial
@@ -90,15 +90,14 @@ def _error(accuracy: float) -> float:
 
 def price(trial: Trial, incumbent: Trial, typical_cost: float) -> float:
     """The accuracy above the incumbent's mean that a trial must promise for its cost; less than 0 if it is cheap."""
-    standard_error = max(incumbent.std_accuracy, MIN_ERROR) / sqrt(len(incumbent.folds))
-    return PRICE * standard_error * (log2(trial.full_cost / max(incumbent.full_cost, typical_cost)) + 1)
+    return PRICE * incumbent.standard_error * (log2(trial.full_cost / max(incumbent.full_cost, typical_cost)) + 1)
 
 
 def hoped_accuracy(trial: Trial, incumbent: Trial, complete: Sequence[Trial]) -> float:
     """The most that a trial may reach: within its first fold twice as much better as any complete trial has become.
 
     After whole folds it is the incumbent's mean and what the trial is ahead or behind in the same folds. To either
-    comes the standard deviation of the incumbent's folds, for chance. Without an epoch it is 1.
+    comes the noise of the incumbent's folds, for chance. Without an epoch it is 1, which it never exceeds.
     """
     if not trial.folds:
         return 1.0
@@ -107,7 +106,7 @@ def hoped_accuracy(trial: Trial, incumbent: Trial, complete: Sequence[Trial]) ->
     else:
         shares = [_error(other.mean_accuracy) / _error(_shown(other, trial)) for other in complete]
         reached = 1 - _error(_shown(trial, trial)) * HOPE * min(1.0, *shares)
-    return reached + max(incumbent.std_accuracy, MIN_ERROR)
+    return min(1.0, reached + incumbent.noise)
 
 
 def reason_to_end(trial: Trial, complete: Sequence[Trial], typical_cost: float) -> str:

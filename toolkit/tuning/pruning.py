@@ -25,9 +25,8 @@ Bergman, Purucker, Hutter: Don't Waste Your Time: Early Stopping Cross-Validatio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import sqrt
-from statistics import fmean, mean, stdev
+from statistics import fmean, mean
 
 EPOCHS_SHARE = 0.25  # of a schedule; earlier, a curve predicts little
 CATCH_UP = 0.75  # standard errors of the mean of the folds left: an image less is chance until one of five is left
@@ -40,21 +39,12 @@ class Incumbent:
     number: int  # of the trial, from 0
     curves: tuple[tuple[float, ...], ...]  # validation accuracy after each epoch, for each fold
     epochs: int  # of its schedule, which early stopping may have cut short
+    noise: float = 0.0  # the random variation of a fold's accuracy
 
     @property
     def accuracies(self) -> tuple[float, ...]:
         """The highest validation accuracy of each fold."""
         return tuple(map(max, self.curves))
-
-    @property
-    def noise(self) -> float:
-        """The random variation of a fold's accuracy.
-
-        The standard deviation over the folds stands in for that between equal trials in the same fold, which is
-        unknown. At least the smallest step of a curve, the share of one image: folds may happen to be alike.
-        """
-        steps = (after - before for curve in self.curves for before, after in pairwise(sorted(set(curve))))
-        return max(stdev(self.accuracies), min(steps, default=0.0))
 
     def worst_so_far(self, epoch: int) -> float:
         """The lowest, over the folds, of the best accuracy until an epoch, from 1."""
@@ -90,14 +80,14 @@ def prune_after_fold(accuracies: Sequence[float], folds: int, incumbent: Incumbe
 
     Examples
     --------
-    >>> incumbent = Incumbent(4, ((0.9,), (0.8,), (0.94,)), epochs=10)
+    >>> incumbent = Incumbent(4, ((0.9,), (0.8,), (0.94,)), epochs=10, noise=0.07)
     >>> prune_after_fold([0.85], 3, incumbent)
     ''
     >>> prune_after_fold([0.7], 3, incumbent)
     'after fold 1 of 3: 0.7000 is below 0.8000, the worst fold of trial 5'
     >>> prune_after_fold([0.81, 0.82], 3, incumbent)
     'after fold 2 of 3: the mean could reach 0.8767 at the most, and trial 5 has 0.8800'
-    >>> prune_after_fold([0.8, 0.81], 3, Incumbent(4, ((0.9,), (0.8,), (0.7,)), epochs=10))
+    >>> prune_after_fold([0.8, 0.81], 3, Incumbent(4, ((0.9,), (0.8,), (0.7,)), epochs=10, noise=0.1))
     'after fold 2 of 3: the rest would have to beat trial 5 by 0.0900 a fold; chance is 0.0750'
     """
     done, left = len(accuracies), folds - len(accuracies)

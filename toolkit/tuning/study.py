@@ -8,7 +8,6 @@ Bergstra, Bardenet, Bengio, Kégl: Algorithms for Hyper-Parameter Optimization, 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import sqrt
 from statistics import median
 from typing import Any
 
@@ -229,7 +228,7 @@ class Study:
         best = self.best
         if best is None or not one_standard_error:
             return best
-        least = best.mean_accuracy - best.std_accuracy / sqrt(len(best.folds))
+        least = best.mean_accuracy - best.standard_error
         return min((trial for trial in self.ranking if trial.mean_accuracy >= least), key=lambda trial: trial.full_cost)
 
     @property
@@ -269,7 +268,7 @@ class Study:
         best = self.best
         if best is None or not self.config.prune:
             return None
-        return Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"])
+        return Incumbent(best.number, tuple(fold.curve for fold in best.folds), best.settings["epochs"], best.noise)
 
     def _add(self, trial: Trial) -> None:
         if self.paused.pop(trial.number, None) is None:

@@ -19,6 +19,7 @@ class Fold:
     seconds: float
     images: int  # passed through training, repetitions included
     multiply_adds: float = 0.0  # of training and validation
+    validation_images: int = 0  # 0: not known
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -71,6 +72,20 @@ class Trial:
     def std_accuracy(self) -> float:
         """Sample standard deviation of the accuracies; NaN with fewer than two folds."""
         return stdev(self.accuracies) if len(self.folds) > 1 else math.nan
+
+    @property
+    def noise(self) -> float:
+        """The random variation of a fold's accuracy.
+
+        The standard deviation over the folds stands in for that between equal trials in the same fold, which is
+        unknown. It is at least the share of one image: folds may happen to be alike.
+        """
+        return max([self.std_accuracy, *(1 / fold.validation_images for fold in self.folds if fold.validation_images)])
+
+    @property
+    def standard_error(self) -> float:
+        """The random variation of the mean accuracy."""
+        return self.noise / math.sqrt(len(self.folds))
 
     @property
     def images(self) -> int:

@@ -259,13 +259,15 @@ def test_a_proposal_carries_the_incumbent():
     assert first.incumbent is second.incumbent is None
     study.tell(ended(second, 0.5))
     third = study.ask()
-    assert third.incumbent == Incumbent(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"])
+    assert third.incumbent == Incumbent(1, ((0.25, 0.5), (0.25, 0.5)), epochs=second.settings["epochs"], noise=0.001)
     study.tell(ended(first, 0.9, "pruned"))
     fourth = study.ask()
     assert fourth.incumbent == third.incumbent, "a pruned trial is never the incumbent"
     study.tell(ended(third, 0.75))
     assert study.under_way[3].incumbent == third.incumbent, "a running trial keeps its incumbent"
-    assert study.ask().incumbent == Incumbent(2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"])
+    assert study.ask().incumbent == Incumbent(
+        2, ((0.375, 0.75), (0.375, 0.75)), epochs=third.settings["epochs"], noise=0.001
+    )
 
 
 def test_without_pruning_there_is_no_incumbent_and_the_same_points():

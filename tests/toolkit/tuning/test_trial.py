@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,16 @@ def test_a_trial_is_the_mean_of_its_folds():
     assert trial.mean_accuracy == 0.75
     assert trial.std_accuracy == 0.25
     assert trial.images == 240
+
+
+def test_the_noise_of_a_fold_is_at_least_one_image():
+    alike, apart = (
+        Trial(0, SETTINGS, "complete", tuple(replace(fold(accuracy), validation_images=10) for accuracy in accuracies))
+        for accuracies in ((0.9, 0.9), (0.9, 0.7))
+    )
+    assert alike.noise == 0.1
+    assert apart.noise == apart.std_accuracy > 0.1
+    assert alike.standard_error == 0.1 / math.sqrt(2)
 
 
 def test_a_trial_with_few_folds():
