@@ -260,6 +260,7 @@ from toolkit.registry.versions import (
     ALIASES,
     STAGES,
     Version,
+    newest_version,
     numbered_version,
     read_aliases,
     read_versions,
@@ -612,6 +613,10 @@ class ModelRegistry:
             return list(read_versions(self._client, self.model_name))
         except NotRegistered:
             return []
+
+    def newest(self) -> Version | None:
+        """The version registered last, without its files; None when there is none yet."""
+        return newest_version(self._client, self.model_name)
 
     def get(self, stage_or_version: int | str) -> Version:
         """One version, in one request and without its files, cheap enough for every second.

@@ -266,6 +266,10 @@ class RegistrySource:
             logger.warning("%s", self.contradiction)
         return version
 
+    def newest(self) -> ModelRelease | None:
+        """Return the version that was registered last, in whichever stage."""
+        return self._registry.newest()
+
     def load(self, release: ModelRelease, cache: Path | None = None) -> Bundle:
         """Return the bundle of a release, checked against its digest."""
         return self._registry.load(release.version, cache=cache).bundle
@@ -578,7 +582,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         monitor,
         new_prediction_id,
         app.state.metrics,
-        _service_config(settings),
+        _service_config(settings, app.state.source),
         WorkerGroup(Path(worker.folder), worker.index, worker.count) if worker else None,
     )
     service.start()
@@ -588,7 +592,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(service.close)
 
 
-def _service_config(settings: ServeSettings) -> ServiceConfig:
+def _service_config(settings: ServeSettings, source: RegistrySource) -> ServiceConfig:
     converted = settings.model_cache_dir / "converted"
     engine = partial(
         engines.select_engine,
@@ -609,6 +613,7 @@ def _service_config(settings: ServeSettings) -> ServiceConfig:
             settings.poll_interval,
             prepare=engine,
             isolated_load=IsolatedLoader(settings.engine, settings.concurrency, converted),
+            newest=source.newest,
             local_cache=LocalModelCache(cache, settings.model_name, settings.stage),
         ),
         shadow=RegistrySource(settings, "Staging"),

@@ -85,7 +85,7 @@ OVER = {"LitServe": 6.0, "FastAPI": 7.0, LIMIT: 0.85}  # ours over them in image
 MANY_CLIENTS, ALONE = 1.0, 1.3  # 64 clients over 16 in images/s; one client's median over the limit's
 TAIL, OVERLOADED = 4.0, 0.95  # p99 over median at 70 %; answered at 150 % over the capacity
 SWAP, GROWTH, START = 2.0, 1.05, 8.0  # p99 during a swap over usual; memory; seconds
-PROVED, BACK = 30.0, 1.0  # s until a version serves under full load: one that never did, one that did before
+PROVED, BACK = 10.0, 1.0  # s until a version serves under full load: one that never did, one that did before
 
 
 class Scale(NamedTuple):

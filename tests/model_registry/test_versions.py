@@ -21,6 +21,7 @@ def test_not_registered_differs_from_unknown(any_registered):
         with pytest.raises(NotRegistered, match=rf"no model '{registered.name}' is registered yet"):
             attempt()
     assert registered.list_versions() == []
+    assert registered.newest() is None
     assert list(registered.history().columns) == list(HISTORY_COLUMNS)
 
     registered.register(0.8)
@@ -38,6 +39,16 @@ def test_not_registered_differs_from_unknown(any_registered):
         registered.transition_model_stage(1, "Live")
     with pytest.raises(RegistryError, match=r"nothing to roll back to: no intact version of .* was in Production$"):
         registered.rollback()
+
+
+def test_the_newest_version_is_the_one_registered_last(any_registered):
+    registered = any_registered
+    for accuracy in (0.7, 0.8):
+        registered.register(accuracy)
+    registered.transition_model_stage(2, "Staging")
+    registered.transition_model_stage(1, "Production")
+    assert registered.newest() == registered.get(2)
+    assert registered.newest().stage == "Staging"
 
 
 def test_suggestions_begin_with_the_nearest_number(registered):

@@ -180,6 +180,13 @@ def read_versions(client: MlflowClient, name: str) -> Iterator[Version]:
         token = page.token or None
 
 
+def newest_version(client: MlflowClient, name: str) -> Version | None:
+    """The version of a registered model with the highest number; None when there is none."""
+    with mlflow_call("find the newest version", timeout=ANSWER_SECONDS):
+        found = client.search_model_versions(f"name = '{name}'", 1, ["version_number DESC"])
+    return numbered_version(client, name, int(found[0].version)) if found else None
+
+
 def read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
     """The version behind each alias; ``NotRegistered`` when there is no such model."""
     with mlflow_call(f"read the model {name!r}", timeout=ANSWER_SECONDS):

@@ -51,6 +51,9 @@ class FakeSource:
             raise self.wanted
         return self.wanted
 
+    def newest(self):
+        return None
+
     def load(self, release, cache=None):
         self.loads.append(release.version)
         found = self.bundles[release.version]

@@ -1,1 +1,4 @@
-"""The model: openvino_cache < engines < isolated_load, smoke_test; source < local_cache < manager < shadow."""
+"""The model that is served.
+
+Order: openvino_cache < engines < isolated_load, smoke_test; source < preparation, local_cache < manager < shadow.
+"""

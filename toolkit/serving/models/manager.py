@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ from toolkit.errors import BundleError, NotRegistered, ToolkitError, first_line
 from toolkit.redaction import redact_paths
 from toolkit.serving.models.engines import Engine, select_engine
 from toolkit.serving.models.local_cache import LocalModelCache
+from toolkit.serving.models.preparation import AdvancePreparation
 from toolkit.serving.models.smoke_test import Agreement, SmokeTestResult, compare_outputs, smoke_test
 from toolkit.serving.models.source import ModelRelease, Source, release_key
 
@@ -59,6 +61,7 @@ class ModelManagerConfig:
     poll_interval: float  # seconds between two polls of the registry
     prepare: Callable[[Bundle], Engine] = select_engine  # builds the engine of a bundle, warmed up and checked
     isolated_load: Callable[[Bundle, threading.Event, Callable[[int], None]], None] | None = None
+    newest: Callable[[], ModelRelease | None] | None = None  # finds the version to prepare before it is promoted
     local_cache: LocalModelCache | None = None  # for an unreachable registry, or a version that cannot be loaded
     role: str = "serves"  # verb for the log; the model "shadows" otherwise
     keep_previous: bool = True  # keep the replaced model in memory, so that a rollback to it is immediate
@@ -151,14 +154,23 @@ class ModelManager:
         self._polling = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._poll_forever, name="registry", daemon=True)
+        self._advance: AdvancePreparation | None = None
+        if config.newest is not None:
+            self._advance = AdvancePreparation(config.newest, self._prepare_in_advance)
+        self._advance_thread = threading.Thread(target=self._prepare_forever, name="advance", daemon=True)
 
     def start(self) -> None:
         """Start polling the registry."""
         self._thread.start()
+        if self._advance is not None:
+            self._advance_thread.start()
 
     def stop(self) -> None:
         """Stop polling; a poll that is running is given ``STOP_TIMEOUT_S`` to end."""
         self._stopping.set()
+        if self._advance is not None:
+            self._advance.interrupt()
+            self._advance_thread.join(STOP_TIMEOUT_S)
         self._thread.join(STOP_TIMEOUT_S)
 
     def poll(self, *, again: bool = False) -> str:
@@ -219,6 +231,18 @@ class ModelManager:
                 logger.exception("polling the registry failed")
             self._stopping.wait(self._config.poll_interval)
 
+    def _prepare_forever(self) -> None:
+        while not self._stopping.wait(self._config.poll_interval):
+            model = self.model
+            if self._advance is not None and model is not None and self.loading is None:
+                with suppress(Exception):  # of an unreachable registry, which each poll reports
+                    self._advance.prepare_newest(model.release)
+
+    def _prepare_in_advance(self, release: ModelRelease, stopping: threading.Event) -> None:
+        bundle = self._fetch(release)
+        if self._config.isolated_load is not None:
+            self._config.isolated_load(bundle, stopping, lambda _threads: None)  # requests come first
+
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
         before, now, shown = self._state, time.time(), redact_paths(problem) if problem else None
         if problem and shown != before.problem:  # one line at the beginning and one at the end
@@ -269,12 +293,18 @@ class ModelManager:
 
     def _load(self, wanted: ModelRelease) -> LiveModel:
         """Load and activate a version that is not in memory."""
-        bundle = self._local_cache.load(self._source, wanted) if self._local_cache else self._source.load(wanted)
-        if wanted.digest and bundle.digest != wanted.digest:
-            raise BundleError("the registry changed while the version was being loaded")
+        if self._advance is not None:
+            self._advance.interrupt(wanted.digest)
+        bundle = self._fetch(wanted)
         if self.model is not None and self._config.isolated_load is not None:
             self._config.isolated_load(bundle, self._stopping, self._pause)
         return self._prepare(wanted, bundle)
+
+    def _fetch(self, wanted: ModelRelease) -> Bundle:
+        bundle = self._local_cache.load(self._source, wanted) if self._local_cache else self._source.load(wanted)
+        if wanted.digest and bundle.digest != wanted.digest:
+            raise BundleError("the registry changed while the version was being loaded")
+        return bundle
 
     def _load_fallback(self) -> None:
         """Activate the last good copy if no model answers and the registry has named none yet; tried once."""

@@ -82,7 +82,7 @@ class ShadowRunner:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.share = share
-        own = replace(config, isolated_load=None, local_cache=None, role="shadows", keep_previous=False)
+        own = replace(config, isolated_load=None, newest=None, local_cache=None, role="shadows", keep_previous=False)
         self._model_manager = ModelManager(source, lambda _model: None, own)  # the monitor follows the live model alone
         self._poll_seconds = config.poll_interval
         self._busy = busy

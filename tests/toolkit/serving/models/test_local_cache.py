@@ -124,6 +124,13 @@ def test_the_last_copy_answers_without_the_registry(registry, copies):
     assert manager.describe().source == "registry"
 
 
+def test_a_version_that_was_only_prepared_does_not_answer(registry, copies):
+    serve(registry, copies, 1)
+    copies.load(registry, registry.version(2))
+    assert (copies.folder / registry.version(2).digest).is_dir()
+    assert [version for version, _ in load_all(copies)] == [1]
+
+
 def test_the_newest_two_are_kept_and_nothing_else_is_removed(registry, copies):
     copies.folder.mkdir(parents=True)
     (copies.folder / "incoming-a1b2c3d4").mkdir()  # a kill left it

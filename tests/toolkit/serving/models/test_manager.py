@@ -5,7 +5,7 @@ import logging
 import re
 import threading
 import weakref
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -496,3 +496,40 @@ def test_no_copy_answers_once_the_registry_named_none(make_manager, source):
         source.wanted = trouble
         manager.poll()
     assert (manager.model, cache.loads) == (None, 0)
+
+
+def test_the_newest_version_is_prepared_before_its_promotion(make_manager, source, activated):
+    prepared, looked, newest = [], threading.Event(), [None]
+
+    def isolated_load(bundle, stopping, pause):
+        prepared.append((bundle.digest, manager.model.version))
+        looked.set()
+
+    manager = make_manager(poll_interval=0.01, isolated_load=isolated_load, newest=lambda: newest[0])
+    manager.start()
+    activated.wait_for(1)
+    newest[0] = replace(source.wanted, version=2, digest="v2")
+    assert looked.wait(MAX_WAIT_S)
+    assert (prepared, manager.model.version) == ([("v2", "1")], "1")
+    source.put(2)
+    activated.wait_for(2)
+    manager.stop()
+    assert prepared == [("v2", "1"), ("v2", "1")]  # the second time it is in the cache
+
+
+def test_a_newest_version_that_cannot_be_found_or_loaded_changes_nothing(make_manager, source, activated):
+    looks, enough = [], threading.Event()
+
+    def newest():
+        looks.append(len(looks))
+        if len(looks) == 5:
+            enough.set()
+        if len(looks) % 2:
+            raise TrackingError("MLflow does not answer")
+        return replace(source.wanted, version=3, digest="v3")  # which the source does not have
+
+    manager = make_manager(poll_interval=0.01, newest=newest)
+    manager.start()
+    assert enough.wait(MAX_WAIT_S)
+    manager.stop()
+    assert (manager.model.version, manager.failure, activated.seen) == ("1", None, ["1"])
