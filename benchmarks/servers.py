@@ -42,7 +42,8 @@ SMALL, LARGE = "640 x 427", "12 megapixels"
 SIDES = {SMALL: (640, 427), LARGE: (4000, 3000)}  # px
 PHOTOGRAPHS = {SMALL: 32, LARGE: 8}
 QUALITY, GRAIN = 85, 4  # of the JPEGs; standard deviation of the noise that replaces detail, of 255
-MODEL, METRIC, VERSIONS = "image-classifier", "best_val_accuracy", (1, 2)
+MODEL, METRIC = "image-classifier", "best_val_accuracy"
+VERSIONS = (2, 1)  # the first serves: it is the newest, so that the service has none to prepare
 WARM, WARMING = 50, 16  # requests before anything is measured, and their clients
 READY_SECONDS, STOP_SECONDS, POLL_SECONDS = 180, 15, 0.02  # until a server is ready, or has ended; between two checks
 CONTEXT = multiprocessing.get_context("forkserver")  # its children have imported all of this already
@@ -127,9 +128,9 @@ def prepared(folder: Path, data: Path | None) -> Iterator[Setup]:
     }  # fmt: skip
     CONTEXT.set_forkserver_preload(["benchmarks.serving"])
     client = connect(_store(folder))
-    digests = [register(client, number, folder) for number in VERSIONS]
+    digests = {number: register(client, number, folder) for number in sorted(VERSIONS)}
     with ProcessPoolExecutor(1, CONTEXT) as sender:
-        setup = Setup(folder, _bundle(folder, VERSIONS[0]), digests[0], photographs(data), sender)
+        setup = Setup(folder, _bundle(folder, VERSIONS[0]), digests[VERSIONS[0]], photographs(data), sender)
         promote(setup, VERSIONS[0])
         yield setup
 
@@ -204,7 +205,7 @@ def _bundle(folder: Path, number: int) -> Path:
 
 
 def register(client: MlflowClient, number: int, folder: Path) -> str:
-    """Make a version of a network with random weights; its digest. Peers get the weights of the first one."""
+    """Make a version of a network with random weights; its digest. Peers get the weights of the one that serves."""
     torch.manual_seed(number)
     network = resnet18(num_classes=CLASSES)
     if number == VERSIONS[0]:

@@ -1,7 +1,7 @@
 """The service and FastAPI, LitServe, MLflow's and BentoML's servers, and the rate of decoding and inference alone.
 
     pip install -r requirements-bench.txt           # once, in an environment of its own
-    python benchmarks/serving.py                    # about half an hour, on photographs that it draws itself
+    python benchmarks/serving.py                    # about 40 minutes, on photographs that it draws itself
     python benchmarks/serving.py --quick            # the same, shorter and once
     python benchmarks/serving.py --data photos/     # your own photographs, at both sizes
     python benchmarks/serving.py --part throughput --only LitServe
@@ -99,7 +99,7 @@ class Scale(NamedTuple):
     starts: int
 
 
-FULL = Scale(rounds=3, seconds=10, swaps=10, few=(5_000, 5), many=(20_000, 20), starts=5)
+FULL = Scale(rounds=3, seconds=10, swaps=10, few=(5_000, 5), many=(95_000, 95), starts=5)
 QUICK = Scale(rounds=1, seconds=2, swaps=2, few=(200, 1), many=(600, 3), starts=2)
 
 

@@ -241,7 +241,8 @@ class ModelManager:
     def _prepare_in_advance(self, release: ModelRelease, stopping: threading.Event) -> None:
         bundle = self._fetch(release)
         if self._config.isolated_load is not None:
-            self._config.isolated_load(bundle, stopping, lambda _threads: None)  # requests come first
+            # Requests come first, until the version that is being prepared has to serve.
+            self._config.isolated_load(bundle, stopping, lambda n: self._pause(n if self.loading is not None else 0))
 
     def _note_registry(self, problem: str | None, *, reachable: bool) -> None:
         before, now, shown = self._state, time.time(), redact_paths(problem) if problem else None

@@ -517,6 +517,31 @@ def test_the_newest_version_is_prepared_before_its_promotion(make_manager, sourc
     assert prepared == [("v2", "1"), ("v2", "1")]  # the second time it is in the cache
 
 
+def test_a_preparation_waits_for_requests_until_its_version_is_promoted(source, activated):
+    newest, paused = replace(source.wanted, version=2, digest="v2"), []
+    begun, ended = threading.Event(), threading.Event()
+
+    def isolated_load(bundle, stopping, pause):
+        if begun.is_set():  # for the promotion: one at a time
+            assert ended.wait(MAX_WAIT_S)
+            return
+        begun.set()
+        pause(1)
+        wait_until(lambda: manager.loading)
+        pause(2)
+        pause(0)
+        ended.set()
+
+    config = ModelManagerConfig(0.01, TorchEngine, isolated_load=isolated_load, newest=lambda: newest)
+    manager = ModelManager(source, activated, config, pause=paused.append)
+    manager.start()
+    assert begun.wait(MAX_WAIT_S)
+    source.put(2)
+    activated.wait_for(2)
+    manager.stop()
+    assert paused == [0, 2, 0]
+
+
 def test_a_newest_version_that_cannot_be_found_or_loaded_changes_nothing(make_manager, source, activated):
     looks, enough = [], threading.Event()
 
